@@ -1,0 +1,62 @@
+#include "engine/check.h"
+
+#include <cstdint>
+
+namespace sft {
+
+Error::Error(Kind kind, std::string message, std::string hint)
+    : kind(kind), message(std::move(message)), hint(std::move(hint)) {}
+
+void raise(Kind kind, std::string message, std::string hint) {
+  throw Error(kind, std::move(message), std::move(hint));
+}
+
+void check_failed(const char* condition, const char* file, int line, std::string message) {
+  raise(Kind::internal, fmt::format("{} [{} at {}:{}]", message, condition, file, line),
+        "this is a bug in sft; please report it with the command line");
+}
+
+namespace {
+
+// Length of the well-formed UTF-8 sequence at the start of `text`; 0 if there is none.
+size_t utf8_length(std::string_view text) {
+  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
+  const uint8_t lead = byte(0);
+  const size_t length = lead < 0x80                   ? 1
+                        : lead >= 0xC2 && lead < 0xE0 ? 2
+                        : lead >= 0xE0 && lead < 0xF0 ? 3
+                        : lead >= 0xF0 && lead < 0xF5 ? 4
+                                                      : 0;
+  if (length == 0 || length > text.size()) return 0;
+  for (size_t i = 1; i < length; ++i)
+    if ((byte(i) & 0xC0) != 0x80) return 0;
+  if (lead == 0xE0 && byte(1) < 0xA0) return 0;   // overlong
+  if (lead == 0xED && byte(1) >= 0xA0) return 0;  // surrogates
+  if (lead == 0xF0 && byte(1) < 0x90) return 0;   // overlong
+  if (lead == 0xF4 && byte(1) >= 0x90) return 0;  // beyond U+10FFFF
+  return length;
+}
+
+}  // namespace
+
+std::string printable(std::string_view text, size_t limit) {
+  std::string out;
+  for (size_t i = 0; i < text.size();) {
+    if (out.size() >= limit) return out + "...";
+    const size_t length = utf8_length(text.substr(i));
+    const auto byte = static_cast<uint8_t>(text[i]);
+    const bool control = byte < 0x20 || byte == 0x7F ||
+                         (byte == 0xC2 && length == 2 && static_cast<uint8_t>(text[i + 1]) < 0xA0);
+    if (length == 0 || control) {
+      out += fmt::format("\\x{:02x}", byte);
+      if (length == 2) out += fmt::format("\\x{:02x}", static_cast<uint8_t>(text[i + 1]));
+      i += length == 2 ? 2 : 1;
+    } else {
+      out += text.substr(i, length);
+      i += length;
+    }
+  }
+  return out;
+}
+
+}  // namespace sft

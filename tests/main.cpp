@@ -1,0 +1,54 @@
+// All tests. `tests` alone runs everything; doctest's options (-tc=, -sc=, ...) choose.
+// Closes with "N passed, N failed, N skipped" (test cases).
+#define DOCTEST_CONFIG_IMPLEMENT
+#include "tests/doctest.h"
+
+#include <fmt/format.h>
+
+#include <set>
+#include <string>
+
+namespace {
+
+std::string current_case;
+std::set<std::string> skipped;
+
+struct Listener : doctest::IReporter {
+  explicit Listener(const doctest::ContextOptions&) {}
+  void report_query(const doctest::QueryData&) override {}
+  void test_run_start() override {}
+  void test_run_end(const doctest::TestRunStats& stats) override {
+    const size_t run = stats.numTestCasesPassingFilters - stats.numTestCasesFailed;
+    fmt::print("{} passed, {} failed, {} skipped\n", run - skipped.size(), stats.numTestCasesFailed,
+               skipped.size());
+  }
+  void test_case_start(const doctest::TestCaseData& data) override { current_case = data.m_name; }
+  void test_case_reenter(const doctest::TestCaseData&) override {}
+  void test_case_end(const doctest::CurrentTestCaseStats&) override {}
+  void test_case_exception(const doctest::TestCaseException&) override {}
+  void subcase_start(const doctest::SubcaseSignature&) override {}
+  void subcase_end() override {}
+  void log_assert(const doctest::AssertData&) override {}
+  void log_message(const doctest::MessageData&) override {}
+  void test_case_skipped(const doctest::TestCaseData&) override {}
+};
+DOCTEST_REGISTER_LISTENER("closing line", 1, Listener);
+
+DOCTEST_REGISTER_EXCEPTION_TRANSLATOR(sft::Error& e) {
+  return doctest::String(
+      fmt::format("sft::Error kind {}: {}", static_cast<int>(e.kind), e.message).c_str());
+}
+
+}  // namespace
+
+namespace sft::test {
+void skip(std::string_view why) {
+  fmt::print("skipped: {}: {}\n", current_case, why);
+  skipped.insert(current_case);
+}
+}  // namespace sft::test
+
+int main(int argc, char** argv) {
+  doctest::Context context(argc, argv);
+  return context.run();
+}

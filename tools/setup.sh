@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Sets up a fresh Debian 12 and does one thing:
+#   tools/setup.sh build    install what is missing, build into build/
+#   tools/setup.sh test     that, then every test
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages="g++ meson ninja-build pkg-config libdnnl-dev libfmt-dev doctest-dev libsndfile1-dev
+  libsoxr-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libxxhash-dev libkissfft-dev
+  libhwy-dev libssl-dev zlib1g-dev sctk"
+missing=$(for p in $packages; do dpkg -s "$p" >/dev/null 2>&1 || echo "$p"; done)
+if [ -n "$missing" ]; then
+  sudo=$([ "$(id -u)" = 0 ] || echo sudo)
+  $sudo apt-get update
+  DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y --no-install-recommends $missing
+fi
+[ -f build/build.ninja ] || meson setup build
+ninja -C build
+
+case "${1:-build}" in
+  build) ;;
+  test) build/tests ;;
+  *) echo "usage: tools/setup.sh [build|test]" >&2; exit 2 ;;
+esac
