@@ -10,7 +10,7 @@
 
 namespace {
 
-std::string current_case;
+std::string current_case, closing;
 std::set<std::string> skipped;
 
 struct Listener : doctest::IReporter {
@@ -19,8 +19,8 @@ struct Listener : doctest::IReporter {
   void test_run_start() override {}
   void test_run_end(const doctest::TestRunStats& stats) override {
     const size_t run = stats.numTestCasesPassingFilters - stats.numTestCasesFailed;
-    fmt::print("{} passed, {} failed, {} skipped\n", run - skipped.size(), stats.numTestCasesFailed,
-               skipped.size());
+    closing = fmt::format("{} passed, {} failed, {} skipped", run - skipped.size(),
+                          stats.numTestCasesFailed, skipped.size());
   }
   void test_case_start(const doctest::TestCaseData& data) override { current_case = data.m_name; }
   void test_case_reenter(const doctest::TestCaseData&) override {}
@@ -50,5 +50,7 @@ void skip(std::string_view why) {
 
 int main(int argc, char** argv) {
   doctest::Context context(argc, argv);
-  return context.run();
+  const int result = context.run();
+  if (!closing.empty()) fmt::print("{}\n", closing);
+  return result;
 }
