@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "engine/utf8.h"
+
 namespace sft {
 
 Error::Error(Kind kind, std::string message, std::string hint)
@@ -15,29 +17,6 @@ void check_failed(const char* condition, const char* file, int line, std::string
   raise(Kind::internal, fmt::format("{} [{} at {}:{}]", message, condition, file, line),
         "this is a bug in sft; please report it with the command line");
 }
-
-namespace {
-
-// Length of the well-formed UTF-8 sequence at the start of `text`; 0 if there is none.
-size_t utf8_length(std::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
-  const uint8_t lead = byte(0);
-  const size_t length = lead < 0x80                   ? 1
-                        : lead >= 0xC2 && lead < 0xE0 ? 2
-                        : lead >= 0xE0 && lead < 0xF0 ? 3
-                        : lead >= 0xF0 && lead < 0xF5 ? 4
-                                                      : 0;
-  if (length == 0 || length > text.size()) return 0;
-  for (size_t i = 1; i < length; ++i)
-    if ((byte(i) & 0xC0) != 0x80) return 0;
-  if (lead == 0xE0 && byte(1) < 0xA0) return 0;   // overlong
-  if (lead == 0xED && byte(1) >= 0xA0) return 0;  // surrogates
-  if (lead == 0xF0 && byte(1) < 0x90) return 0;   // overlong
-  if (lead == 0xF4 && byte(1) >= 0x90) return 0;  // beyond U+10FFFF
-  return length;
-}
-
-}  // namespace
 
 std::string printable(std::string_view text, size_t limit) {
   std::string out;
