@@ -1,6 +1,7 @@
 // All tests. `tests` alone runs everything; doctest's options (-tc=, -sc=, ...) choose.
 // Closes with "N passed, N failed, N skipped" (test cases).
 #define DOCTEST_CONFIG_IMPLEMENT
+#include "engine/cpu/isa.h"
 #include "tests/doctest.h"
 
 #include <fmt/format.h>
@@ -49,6 +50,7 @@ void skip(std::string_view why) {
 }  // namespace sft::test
 
 int main(int argc, char** argv) {
+  sft::cpu::choose_isa();
   doctest::Context context(argc, argv);
   const int result = context.run();
   if (!closing.empty()) fmt::print("{}\n", closing);

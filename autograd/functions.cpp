@@ -1,0 +1,15 @@
+#include "autograd/functions.h"
+
+#include "engine/ops/layer_norm.h"
+
+namespace sft {
+
+Var layer_norm(Tape& t, Var x, Var weight, Var bias, float eps) {
+  const LayerNormOut out = layer_norm_forward(t.ctx, x, weight, bias, eps);
+  return t.record("layer_norm", out.y, {x, weight, bias}, [=](Tape& t, Tensor dy) {
+    const Grad dx = t.grad(x), dweight = t.grad(weight), dbias = t.grad(bias);
+    layer_norm_backward(t.ctx, dy, x, weight, out.mean, out.rstd, dx, dweight, dbias);
+  });
+}
+
+}  // namespace sft

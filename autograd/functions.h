@@ -1,0 +1,12 @@
+// Every differentiable function: calls the op of the same name, records its backward. Shapes and
+// equations stand in engine/ops/NAME.h. Optional inputs are empty Vars.
+#pragma once
+
+#include "autograd/tape.h"
+#include "engine/segments.h"
+
+namespace sft {
+
+Var layer_norm(Tape& t, Var x, Var weight, Var bias, float eps);
+
+}  // namespace sft

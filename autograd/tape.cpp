@@ -1,0 +1,118 @@
+#include "autograd/tape.h"
+
+#include <cstring>
+
+namespace sft {
+
+Tape::Tape(Context& ctx, bool recording)
+    : ctx(ctx), recording_(recording), host_(int64_t{1} << 32) {
+  records_.reserve(4096);
+}
+
+GradSlot* Tape::new_slots(size_t n, int block) {
+  auto* slots = static_cast<GradSlot*>(host_.take(static_cast<int64_t>(sizeof(GradSlot) * n)));
+  for (size_t i = 0; i < n; ++i) new (slots + i) GradSlot{.block = block};
+  return slots;
+}
+
+bool Tape::wanted(std::initializer_list<Var> inputs) const {
+  if (!recording_) return false;
+  for (const Var& v : inputs)
+    if (v.slot) return true;
+  return false;
+}
+
+// A value of another block that is not listed as an input would get its gradient in memory that is
+// gone by then.
+void Tape::check_inputs(const char* name, std::initializer_list<Var> inputs) const {
+  for (const Var& v : inputs) {
+    if (!v.slot || v.slot->block == kParameter || v.slot->block == scope_.block) continue;
+    bool listed = false;
+    for (const Var& input : scope_.inputs.span()) listed = listed || input.slot == v.slot;
+    CHECK(listed, "{}: an input was made outside of this block and is not one of its inputs", name);
+  }
+}
+
+Var Tape::variable(Tensor value) {
+  return {value, recording_ ? new_slots(1, scope_.block) : nullptr};
+}
+
+void Tape::place(Var v) {
+  if (v.slot && !v.slot->to) v.slot->to = ctx.activation(v.value.shape);
+}
+
+Grad Tape::grad(Var v) {
+  if (!v.slot) return {};
+  if (!v.slot->to) {
+    const bool inside = backward_block_ != kTopLevel && v.slot->block == backward_block_;
+    v.slot->to = inside ? ctx.temporary(v.value.shape) : ctx.activation(v.value.shape);
+  }
+  const bool add = v.slot->written;
+  v.slot->written = true;
+  return {v.slot->to, add};
+}
+
+void Tape::loss(Var v) {
+  if (v.slot) v.slot->written = true;
+}
+
+void Tape::seed(Var v, Tensor dy) {
+  CHECK(v.slot, "seed: the value depends on nothing that wants a gradient");
+  v.slot->to = dy;
+  v.slot->written = true;
+}
+
+void Tape::backward() { walk(records_.size(), 0); }
+
+void Tape::clear() {
+  records_.clear();
+  host_.rewind(0);
+  blocks_ = 0;
+}
+
+Tape::Scope Tape::enter(const char* name, std::initializer_list<Var> inputs) {
+  CHECK(scope_.block == kTopLevel, "{}: blocks do not nest", name);
+  CHECK(inputs.size() <= kMaxInputs, "{}: a block has at most {} inputs", name, kMaxInputs);
+  const Scope outer = scope_;
+  scope_ = {++blocks_, {}};
+  for (const Var& v : inputs) scope_.inputs.vars[scope_.inputs.count++] = v;
+  return outer;
+}
+
+Var Tape::move_down(Var out, int64_t mark) {
+  const bool matrix = out.value.shape.rank() == 2;
+  const int64_t rows = matrix ? bucket_rows(out.value.shape[0]) : 1;
+  const int64_t count = matrix ? rows * out.value.shape[1] : out.value.count();
+  const Tensor from = out.value;
+  CHECK(from.dense(), "block: its output must be dense");
+  const int64_t bytes = bytes_of(from.dtype, count);
+  CHECK(from.data >= ctx.acts.base() + mark, "block: its output must be a value that it made");
+  if (!ctx.dry) std::memmove(ctx.acts.base() + mark, from.data, bytes);
+  out.value = Tensor(ctx.acts.keep(mark, bytes), from.shape, from.dtype);
+  place(out);
+  return out;
+}
+
+void Tape::walk_block(int block, size_t from, size_t to) {
+  const int outer = backward_block_;
+  ScratchScope scratch(ctx.scratch);
+  backward_block_ = block;
+  walk(from, to);
+  backward_block_ = outer;
+}
+
+void Tape::walk(size_t from, size_t to) {
+  while (from > to) {
+    const Record record = records_[--from];
+    if (!record.run) {
+      walk_block(record.block, from, record.first);
+      from = record.first;
+      continue;
+    }
+    bool arrived = false;
+    for (size_t i = 0; i < record.out_count; ++i) arrived = arrived || record.outs[i].written;
+    if (arrived) record.run(*this, record);
+  }
+}
+
+}  // namespace sft

@@ -1,0 +1,68 @@
+#include "engine/arena.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <utility>
+
+namespace sft {
+
+int64_t bucket_rows(int64_t rows) {
+  if (rows <= 256) return (rows + 15) / 16 * 16;
+  const int64_t step = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(rows - 1))) / 16;
+  return (rows + step - 1) / step * step;
+}
+
+Arena::Arena(int64_t capacity, bool poison) : capacity_(capacity), poison_(poison) {
+  void* range = mmap(nullptr, capacity, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (range == MAP_FAILED)
+    fail(Kind::resource, Hint{"is there a limit on virtual memory (ulimit -v)?"},
+         "cannot reserve {} bytes of addresses", capacity);
+  madvise(range, capacity, MADV_HUGEPAGE);
+  base_ = static_cast<char*>(range);
+}
+
+Arena::~Arena() { munmap(base_, capacity_); }
+
+void* Arena::take(int64_t bytes) {
+  const int64_t size = (bytes + 63) / 64 * 64;
+  if (size > capacity_ - used_)
+    fail(Kind::resource, "out of memory: {} bytes are in use, {} more wanted, {} allowed", used_,
+         size, capacity_);
+  void* memory = base_ + used_;
+  used_ += size;
+  peak_ = std::max(peak_, used_);
+  if (poison_) std::memset(memory, 0xFF, size);
+  return memory;
+}
+
+Tensor Arena::tensor(Shape shape, Dtype dtype, bool dry) {
+  if (shape.rank() != 2) return Tensor(take(bytes_of(dtype, shape.count())), shape, dtype);
+  Tensor matrix(take(bytes_of(dtype, bucket_rows(shape[0]) * shape[1])), shape, dtype);
+  if (!dry) zero_spare_rows(matrix);
+  return matrix;
+}
+
+void Arena::rewind(int64_t mark) {
+  CHECK(mark <= used_, "arena: rewind to {}, only {} in use", mark, used_);
+  used_ = mark;
+}
+
+void* Arena::keep(int64_t mark, int64_t bytes) {
+  rewind(mark);
+  const bool poison = std::exchange(poison_, false);
+  void* memory = take(bytes);
+  poison_ = poison;
+  return memory;
+}
+
+void zero_spare_rows(Tensor matrix) {
+  const int64_t row = bytes_of(matrix.dtype, matrix.row_stride);
+  const int64_t spare = bucket_rows(matrix.shape[0]) - matrix.shape[0];
+  std::memset(static_cast<char*>(matrix.data) + matrix.shape[0] * row, 0, spare * row);
+}
+
+}  // namespace sft

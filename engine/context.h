@@ -1,0 +1,52 @@
+// Context: the first argument of every op. Nothing about "the current device" is global.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/arena.h"
+#include "engine/prepared.h"
+#include "engine/profile.h"
+#include "engine/rng.h"
+
+namespace sft {
+
+struct Context {
+  Device device = Device::cpu;
+  Arena& acts;         // activations: grows through forward
+  Arena& scratch;      // gradients inside a block, and temporaries of one op
+  Prepared& prepared;  // derived weights
+  Rng rng;
+  // A dry step takes all the memory a real one would, and computes nothing: this is how the plan of
+  // memory is made. Every op returns as soon as it has allocated.
+  bool dry = false;
+  Profile* profile = nullptr;  // not null: ops record their time, bytes and FLOPs
+
+  // An activation; with room for bucket_rows(shape[0]) rows if it is a matrix.
+  Tensor activation(Shape shape, Dtype dtype = Dtype::f32) {
+    return acts.tensor(shape, dtype, dry);
+  }
+  Tensor temporary(Shape shape, Dtype dtype = Dtype::f32) {
+    return scratch.tensor(shape, dtype, dry);
+  }
+};
+
+// The derived form `kind` of a weight: `count` numbers of type T that make(T*) writes. Kept while
+// `weight` is a parameter and unchanged; made anew in scratch at every call if it is no parameter.
+template <class T = float, class Make>
+T* derived(Context& ctx, const void* weight, uint32_t kind, int64_t count, Make&& make) {
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+  if (!ctx.prepared.owns(weight)) {
+    T* memory = static_cast<T*>(ctx.scratch.take(bytes));
+    if (!ctx.dry) make(memory);
+    return memory;
+  }
+  Prepared::Form& form = ctx.prepared.form(weight, kind, bytes);
+  T* memory = reinterpret_cast<T*>(form.memory.get());
+  if (!form.current && !ctx.dry) {
+    make(memory);
+    form.current = true;
+  }
+  return memory;
+}
+
+}  // namespace sft

@@ -1,0 +1,146 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "engine/ops/layer_norm.cpp"
+#include <hwy/foreach_target.h>  // compiles this file once per instruction set
+
+#include "engine/cpu/simd-inl.h"
+#include "engine/ops/layer_norm.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace sft::HWY_NAMESPACE {
+
+struct Moments {
+  float mean, rstd;
+};
+
+Moments moments(const float* x, int64_t C, float eps) {
+  Vec total = zero();
+  for_vectors(C, [&](int64_t i, int64_t n) { total = hn::Add(total, load(x + i, n)); });
+  const float mean = sum(total) / static_cast<float>(C);
+  Vec square = zero();
+  for_vectors(C, [&](int64_t i, int64_t n) {
+    const Vec centred =
+        hn::IfThenElseZero(hn::FirstN(Lanes(), n), hn::Sub(load(x + i, n), set(mean)));
+    square = hn::MulAdd(centred, centred, square);
+  });
+  return {mean, 1 / std::sqrt(sum(square) / static_cast<float>(C) + eps)};
+}
+
+// One row; weight null: no affine part.
+void norm_row(const float* x, const float* weight, const float* bias, int64_t C, float eps,
+              float* y, float* mean, float* rstd) {
+  const Moments m = moments(x, C, eps);
+  *mean = m.mean, *rstd = m.rstd;
+  for_vectors(C, [&](int64_t i, int64_t n) {
+    const Vec normed = hn::Mul(hn::Sub(load(x + i, n), set(m.mean)), set(m.rstd));
+    store(weight ? hn::MulAdd(normed, load(weight + i, n), load(bias + i, n)) : normed, y + i, n);
+  });
+}
+
+// dx = rstd (g - mean(g) - xhat mean(g xhat)), g = dy * weight, xhat = (x - mean) rstd.
+void norm_row_dx(const float* dy, const float* x, const float* weight, int64_t C, float mean,
+                 float rstd, float* dx, bool add) {
+  const auto g = [&](int64_t i, int64_t n) {
+    const Vec v = load(dy + i, n);
+    return weight ? hn::Mul(v, load(weight + i, n)) : v;
+  };
+  const auto xhat = [&](int64_t i, int64_t n) {
+    return hn::Mul(hn::Sub(load(x + i, n), set(mean)), set(rstd));
+  };
+  Vec sum_g = zero(), sum_gx = zero();
+  for_vectors(C, [&](int64_t i, int64_t n) {
+    sum_g = hn::Add(sum_g, g(i, n));
+    sum_gx = hn::MulAdd(g(i, n), xhat(i, n), sum_gx);  // g is 0 behind the tail
+  });
+  const Vec mean_g = set(sum(sum_g) / static_cast<float>(C));
+  const Vec mean_gx = set(sum(sum_gx) / static_cast<float>(C));
+  for_vectors(C, [&](int64_t i, int64_t n) {
+    const Vec centred = hn::Sub(hn::Sub(g(i, n), mean_g), hn::Mul(xhat(i, n), mean_gx));
+    const Vec value = hn::Mul(centred, set(rstd));
+    store(add ? hn::Add(load(dx + i, n), value) : value, dx + i, n);
+  });
+}
+
+// dweight += dy * xhat, dbias += dy, of one row.
+void norm_row_dw(const float* dy, const float* x, int64_t C, float mean, float rstd, float* dweight,
+                 float* dbias) {
+  for_vectors(C, [&](int64_t i, int64_t n) {
+    const Vec d = load(dy + i, n);
+    const Vec xhat = hn::Mul(hn::Sub(load(x + i, n), set(mean)), set(rstd));
+    store(hn::MulAdd(d, xhat, load(dweight + i, n)), dweight + i, n);
+    store(hn::Add(load(dbias + i, n), d), dbias + i, n);
+  });
+}
+
+}  // namespace sft::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include <cstring>
+
+#include "engine/cpu/parallel.h"
+
+namespace sft {
+namespace {
+
+HWY_EXPORT(norm_row);
+HWY_EXPORT(norm_row_dx);
+HWY_EXPORT(norm_row_dw);
+
+constexpr int64_t kRows = 64;  // of a chunk; partial sums of weight gradients are per chunk
+
+// partial [chunks, 2C] -> dweight, dbias, chunk by chunk.
+void sum_partials(const float* partial, int64_t chunks, int64_t C, Grad dweight, Grad dbias) {
+  const auto reduce = [&](Grad to, int64_t offset) {
+    if (!to) return;
+    float* out = to.to.f32();
+    if (!to.add) std::memset(out, 0, C * sizeof(float));
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      for (int64_t c = 0; c < C; ++c) out[c] += partial[chunk * 2 * C + offset + c];
+  };
+  reduce(dweight, 0);
+  reduce(dbias, C);
+}
+
+}  // namespace
+
+LayerNormOut layer_norm_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias, float eps) {
+  const int64_t T = x.rows(), C = x.width();
+  CHECK(!weight == !bias, "layer_norm: weight and bias come together");
+  CHECK(!weight || (weight.shape == Shape{C} && bias.shape == Shape{C}),
+        "layer_norm: weight is {}, bias {}, x {}", weight.shape, bias.shape, x.shape);
+  LayerNormOut out{ctx.activation(x.shape), ctx.activation({T}), ctx.activation({T})};
+  if (ctx.dry) return out;
+  ProfileScope profile(ctx.profile, "layer_norm", 8.0 * T * C, 8.0 * T * C);
+  const float* w = weight ? weight.f32() : nullptr;
+  const float* b = weight ? bias.f32() : nullptr;
+  cpu::parallel_for(T, kRows, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) HWY_DYNAMIC_DISPATCH(norm_row)
+    (x.row(t), w, b, C, eps, out.y.row(t), out.mean.f32() + t, out.rstd.f32() + t);
+  });
+  return out;
+}
+
+void layer_norm_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd,
+                         Grad dx, Grad dweight, Grad dbias) {
+  const int64_t T = x.rows(), C = x.width(), chunks = (T + kRows - 1) / kRows;
+  ScratchScope scratch(ctx.scratch);
+  const bool sums = dweight || dbias;
+  float* partial = sums ? ctx.temporary({chunks * 2 * C}).f32() : nullptr;
+  if (ctx.dry) return;
+  ProfileScope profile(ctx.profile, "layer_norm.backward", 14.0 * T * C, 12.0 * T * C);
+  const float* w = weight ? weight.f32() : nullptr;
+  cpu::parallel_for(T, kRows, [&](int64_t begin, int64_t end) {
+    float* mine = sums ? partial + begin / kRows * 2 * C : nullptr;
+    if (sums) std::memset(mine, 0, 2 * C * sizeof(float));
+    for (int64_t t = begin; t < end; ++t) {
+      const float m = mean.f32()[t], r = rstd.f32()[t];
+      if (dx)
+        HWY_DYNAMIC_DISPATCH(norm_row_dx)(dy.row(t), x.row(t), w, C, m, r, dx.to.row(t), dx.add);
+      if (sums) HWY_DYNAMIC_DISPATCH(norm_row_dw)(dy.row(t), x.row(t), C, m, r, mine, mine + C);
+    }
+  });
+  if (sums) sum_partials(partial, chunks, C, dweight, dbias);
+}
+
+}  // namespace sft
+#endif

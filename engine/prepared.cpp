@@ -1,0 +1,43 @@
+#include "engine/prepared.h"
+
+#include <cstdlib>
+
+namespace sft {
+
+void Prepared::add_parameters(const void* begin, int64_t bytes) {
+  const char* first = static_cast<const char*>(begin);
+  parameters_.push_back({first, first + bytes});
+}
+
+void Prepared::weights_changed(const void* begin, int64_t bytes) {
+  const char* first = static_cast<const char*>(begin);
+  for (size_t i = 0; i < forms_.size(); ++i) {
+    Form& form = forms_[i];
+    const char* weight = static_cast<const char*>(form.weight);
+    if (weight < first || weight >= first + bytes || !form.current) continue;
+    form.current = false;
+    weights_changed(form.memory.get(), form.bytes);  // forms made of this form
+  }
+}
+
+bool Prepared::owns(const void* weight) const {
+  const char* p = static_cast<const char*>(weight);
+  for (const Range& range : parameters_)
+    if (p >= range.begin && p < range.end) return true;
+  for (const Form& form : forms_)
+    if (p >= form.memory.get() && p < form.memory.get() + form.bytes) return true;
+  return false;
+}
+
+Prepared::Form& Prepared::form(const void* weight, uint32_t kind, int64_t bytes) {
+  for (Form& form : forms_)
+    if (form.weight == weight && form.kind == kind && form.bytes == bytes) return form;
+  void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+  if (!memory) fail(Kind::resource, "out of memory: {} bytes for a derived weight", bytes);
+  forms_.push_back(
+      {weight, kind, bytes, {static_cast<char*>(memory), [](char* p) { std::free(p); }}, false});
+  bytes_ += bytes;
+  return forms_.back();
+}
+
+}  // namespace sft

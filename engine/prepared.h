@@ -1,0 +1,46 @@
+// Derived weights: what kernels want to read in place of a parameter (packed GEMM panels, re-laid
+// convolution taps, a kernel made from g and v, a converted copy). One cache, nothing else holds a
+// copy of a weight. Keyed by (address of the parameter, kind).
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "engine/arena.h"
+#include "engine/rng.h"
+#include "engine/tensor.h"
+
+namespace sft {
+
+class Prepared {
+ public:
+  // Addresses whose contents change only with weights_changed: the parameters of a store.
+  void add_parameters(const void* begin, int64_t bytes);
+  // Forms made of these bytes are made again on their next use, in the same memory.
+  void weights_changed(const void* begin, int64_t bytes);
+  int64_t bytes() const { return bytes_; }
+
+  struct Form {
+    const void* weight;
+    uint32_t kind;
+    int64_t bytes;
+    std::unique_ptr<char[], void (*)(char*)> memory;
+    bool current;
+  };
+  bool owns(const void* weight) const;
+  Form& form(const void* weight, uint32_t kind, int64_t bytes);
+
+ private:
+  struct Range {
+    const char* begin;
+    const char* end;
+  };
+  std::vector<Range> parameters_;
+  std::deque<Form> forms_;  // forms stay where they are
+  int64_t bytes_ = 0;
+};
+
+}  // namespace sft

@@ -1,0 +1,20 @@
+#include "engine/profile.h"
+
+namespace sft {
+
+Profile::Row& Profile::row(std::string_view name) {
+  for (Row& row : rows_)
+    if (row.name == name) return row;
+  return rows_.emplace_back(Row{.name = name});
+}
+
+ProfileScope::~ProfileScope() {
+  if (!profile_) return;
+  Profile::Row& row = profile_->row(name_);
+  ++row.calls;
+  row.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  row.flops += flops_;
+  row.bytes += bytes_;
+}
+
+}  // namespace sft

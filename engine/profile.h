@@ -1,0 +1,44 @@
+// Where the time of a step goes: per op, calls, seconds, bytes and FLOPs.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+namespace sft {
+
+class Profile {
+ public:
+  struct Row {
+    std::string_view name;  // of a string literal
+    int64_t calls = 0;
+    double seconds = 0, flops = 0, bytes = 0;
+  };
+  Row& row(std::string_view name);
+  const std::vector<Row>& rows() const { return rows_; }
+  void clear() { rows_.clear(); }
+
+ private:
+  std::vector<Row> rows_;
+};
+
+// Times one op's scope. flops and bytes: the algorithm's (each input and output once).
+class ProfileScope {
+ public:
+  ProfileScope(Profile* profile, std::string_view name, double flops, double bytes)
+      : profile_(profile), name_(name), flops_(flops), bytes_(bytes) {
+    if (profile_) start_ = std::chrono::steady_clock::now();
+  }
+  ~ProfileScope();
+  ProfileScope(const ProfileScope&) = delete;
+  ProfileScope& operator=(const ProfileScope&) = delete;
+
+ private:
+  Profile* profile_;
+  std::string_view name_;
+  double flops_, bytes_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+}  // namespace sft

@@ -1,0 +1,316 @@
+#include "tests/op_spec.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+namespace sft {
+
+int64_t Case::T() const { return std::accumulate(frames.begin(), frames.end(), int64_t{0}); }
+
+Segments Case::segments() const {
+  if (made_segments.view().starts.empty()) {
+    std::vector<int32_t> utterances(frames.size());
+    std::iota(utterances.begin(), utterances.end(), first_utterance);
+    made_segments = SegmentList(frames, utterances);
+  }
+  return made_segments.view();
+}
+
+Array Fill::normal(Shape shape, double deviation) {
+  Array a{.shape = shape, .data = std::vector<double>(shape.count())};
+  for (double& x : a.data) x = static_cast<float>(draws_.normal() * deviation);
+  return a;
+}
+
+Array Fill::frames(const Case& c, int64_t width, double deviation) {
+  Array a = normal({c.T(), width}, deviation);
+  a.per_frame = true;
+  return a;
+}
+
+Array Fill::uniform(Shape shape, double low, double high) {
+  Array a{.shape = shape, .data = std::vector<double>(shape.count())};
+  for (double& x : a.data) x = static_cast<float>(low + (high - low) * draws_.uniform());
+  return a;
+}
+
+double OpSpec::forward_tolerance() const { return (8 + 2 * std::sqrt(terms)) * 0x1p-23; }
+double OpSpec::gradient_tolerance() const { return (64 + 8 * std::sqrt(terms)) * 0x1p-23 + 1e-6; }
+
+std::vector<OpSpec>& op_specs() {
+  static std::vector<OpSpec> specs;
+  return specs;
+}
+
+OpRun::OpRun(bool poison, uint64_t seed, uint32_t update)
+    : acts(int64_t{1} << 36, poison),
+      scratch(int64_t{1} << 36, poison),
+      ctx{.acts = acts, .scratch = scratch, .prepared = prepared, .rng = {seed, update}} {}
+
+std::vector<Var> OpRun::place(Tape& t, std::span<const Array> inputs) {
+  std::vector<Var> vars;
+  for (const Array& a : inputs) {
+    const Tensor value = ctx.activation(a.shape);
+    for (int64_t i = 0; i < a.shape.count(); ++i) value.f32()[i] = static_cast<float>(a.data[i]);
+    vars.push_back(a.gradient ? t.variable(value) : Var{value});
+  }
+  return vars;
+}
+
+Array OpRun::read(Tensor t) {
+  Array a{.shape = t.shape, .data = {}};
+  const int64_t width = t.shape.rank() ? t.shape.back() : 1;
+  for (int64_t r = 0; r < t.rows(); ++r)
+    for (int64_t c = 0; c < width; ++c) a.data.push_back(t.f32()[r * t.row_stride + c]);
+  return a;
+}
+
+namespace {
+
+constexpr uint64_t kSeed = 1234;  // of dropout and the like
+constexpr uint32_t kUpdate = 3;
+
+struct Result {
+  std::vector<Array> outputs, gradients;  // gradients: empty data where none was wanted
+};
+
+using Modify = std::function<void(Tape&, std::vector<Var>&)>;
+
+// Runs forward and, with the given dy, backward.
+Result run_op(const OpSpec& spec, const Case& c, std::span<const Array> inputs,
+              std::span<const Array> dy, const Modify& modify = {}) {
+  OpRun run(/*poison=*/true, kSeed, kUpdate);
+  Tape tape(run.ctx);
+  std::vector<Var> vars = run.place(tape, inputs);
+  if (modify) modify(tape, vars);
+  const std::vector<Var> outs = spec.run(tape, vars, c);
+  Result result;
+  for (const Var& out : outs) result.outputs.push_back(OpRun::read(out));
+  for (size_t i = 0; i < dy.size(); ++i) {
+    const Tensor seed = run.ctx.activation(dy[i].shape);
+    for (int64_t k = 0; k < seed.count(); ++k) seed.f32()[k] = static_cast<float>(dy[i].data[k]);
+    if (outs[i].slot) tape.seed(outs[i], seed);
+  }
+  if (!dy.empty()) tape.backward();
+  for (const Var& v : vars) {
+    const Tensor g = tape.gradient(v);
+    result.gradients.push_back(g ? OpRun::read(g) : Array{});
+  }
+  return result;
+}
+
+double rms(const Array& a) {
+  double sum = 0;
+  for (double x : a.data) sum += x * x;
+  return a.data.empty() ? 0 : std::sqrt(sum / static_cast<double>(a.data.size()));
+}
+
+// Largest |a - b| / (|b| + rms b); infinite for anything that is not finite or of another shape.
+double distance(const Array& a, const Array& b) {
+  if (a.shape != b.shape || a.data.size() != b.data.size()) return INFINITY;
+  const double scale = rms(b) + 1e-30;
+  double worst = 0;
+  for (size_t i = 0; i < a.data.size(); ++i) {
+    const double error = std::abs(a.data[i] - b.data[i]) / (std::abs(b.data[i]) + scale);
+    worst = error <= worst ? worst : std::isfinite(error) ? error : INFINITY;
+  }
+  return worst;
+}
+
+double objective(const OpSpec& spec, const Case& c, std::span<const Array> inputs,
+                 std::span<const Array> dy) {
+  const std::vector<Array> outs = spec.oracle(inputs, c);
+  double total = 0;
+  for (size_t i = 0; i < dy.size(); ++i)
+    for (size_t k = 0; k < dy[i].data.size(); ++k) total += dy[i].data[k] * outs[i].data[k];
+  return total;
+}
+
+// Central differences of the oracle at up to `most` elements of input i, and our gradient there.
+std::pair<Array, Array> differences(const OpSpec& spec, const Case& c, std::vector<Array> inputs,
+                                    std::span<const Array> dy, size_t i, const Array& ours,
+                                    Fill& fill) {
+  constexpr int64_t kMost = 40;
+  const auto count = static_cast<int64_t>(inputs[i].data.size());
+  Array numeric, chosen;
+  for (int64_t n = 0; n < std::min(count, kMost); ++n) {
+    const int64_t k = count <= kMost ? n : fill.below(static_cast<uint32_t>(count));
+    const double x = inputs[i].data[k], h = spec.step * (std::abs(x) + 1);
+    inputs[i].data[k] = x + h;
+    const double above = objective(spec, c, inputs, dy);
+    inputs[i].data[k] = x - h;
+    const double below = objective(spec, c, inputs, dy);
+    inputs[i].data[k] = x;
+    numeric.data.push_back((above - below) / (2 * h));
+    chosen.data.push_back(ours.data[k]);
+  }
+  numeric.shape = chosen.shape = {static_cast<int64_t>(numeric.data.size())};
+  return {chosen, numeric};
+}
+
+Array cut(const Array& a, const Case& c, int b) {
+  if (!a.per_frame && !a.per_utterance) return a;
+  const int64_t row = a.shape.count() / std::max<int64_t>(a.shape[0], 1);
+  const int64_t first = a.per_utterance ? b : c.segments().starts[b];
+  const int64_t rows = a.per_utterance ? 1 : c.frames[b];
+  std::vector<int64_t> dims(a.shape.dims().begin(), a.shape.dims().end());
+  dims[0] = rows;
+  Array part = a;
+  part.shape = Shape(std::span<const int64_t>(dims));
+  part.data.assign(a.data.begin() + first * row, a.data.begin() + (first + rows) * row);
+  return part;
+}
+
+struct Checker {
+  const OpSpec& spec;
+  const Case& c;
+  std::vector<Array> inputs;
+  std::vector<Array> dy;
+  Result ours;
+  std::vector<std::string> wrong;
+
+  void expect(double error, double tolerance, const std::string& what) {
+    if (!(error <= tolerance))
+      wrong.push_back(
+          fmt::format("{}: relative error {:.3g}, allowed {:.3g}", what, error, tolerance));
+  }
+
+  void against_oracle(Fill& fill) {
+    const std::vector<Array> expected = spec.oracle(inputs, c);
+    for (size_t i = 0; i < expected.size(); ++i)
+      expect(distance(ours.outputs[i], expected[i]), spec.forward_tolerance(),
+             fmt::format("output {} against the oracle", i));
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (!inputs[i].gradient || inputs[i].data.empty()) continue;
+      if (ours.gradients[i].data.empty()) {
+        wrong.push_back(fmt::format("gradient {}: none arrived", i));
+        continue;
+      }
+      const auto [chosen, numeric] = differences(spec, c, inputs, dy, i, ours.gradients[i], fill);
+      Array scale = ours.gradients[i];  // errors relative to the whole gradient's rms
+      const double base = rms(scale);
+      double worst = 0;
+      for (size_t k = 0; k < chosen.data.size(); ++k) {
+        const double e =
+            std::abs(chosen.data[k] - numeric.data[k]) / (std::abs(numeric.data[k]) + base + 1e-30);
+        worst = e <= worst ? worst : std::isfinite(e) ? e : INFINITY;
+      }
+      expect(worst, spec.gradient_tolerance() + 10 * spec.step * spec.step,
+             fmt::format("gradient {} against differences of the oracle", i));
+    }
+  }
+
+  void added_to() {
+    const Result twice = run_op(spec, c, inputs, dy, [&](Tape& t, std::vector<Var>& vars) {
+      for (size_t i = 0; i < vars.size(); ++i) {
+        if (!vars[i].slot) continue;
+        const Tensor before = t.ctx.activation(vars[i].shape());
+        for (int64_t k = 0; k < before.count(); ++k) before.f32()[k] = 2.5f;
+        t.seed(vars[i], before);
+      }
+    });
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (!inputs[i].gradient || inputs[i].data.empty()) continue;
+      Array expected = ours.gradients[i];
+      for (double& x : expected.data) x += 2.5;
+      expect(distance(twice.gradients[i], expected), 16 * 0x1p-23,
+             fmt::format("gradient {} added to what was there", i));
+    }
+  }
+
+  void constants() {
+    for (size_t fixed = 0; fixed < inputs.size(); ++fixed) {
+      if (!inputs[fixed].gradient) continue;
+      const Result partial = run_op(
+          spec, c, inputs, dy, [&](Tape&, std::vector<Var>& vars) { vars[fixed].slot = nullptr; });
+      for (size_t i = 0; i < inputs.size(); ++i)
+        if (i != fixed && inputs[i].gradient && !inputs[i].data.empty())
+          expect(distance(partial.gradients[i], ours.gradients[i]), 16 * 0x1p-23,
+                 fmt::format("gradient {} with input {} a constant", i, fixed));
+    }
+  }
+
+  void same_bits() {
+    const Result again = run_op(spec, c, inputs, dy);
+    for (size_t i = 0; i < ours.outputs.size(); ++i)
+      if (again.outputs[i].data != ours.outputs[i].data)
+        wrong.push_back(fmt::format("output {}: other bits in a second run", i));
+    for (size_t i = 0; i < ours.gradients.size(); ++i)
+      if (again.gradients[i].data != ours.gradients[i].data)
+        wrong.push_back(fmt::format("gradient {}: other bits in a second run", i));
+  }
+
+  // Each utterance alone gives its rows of the pack; gradients of shared inputs add up.
+  void alone() {
+    std::vector<Array> totals(inputs.size());
+    for (int b = 0; b < static_cast<int>(c.frames.size()); ++b) {
+      Case one{.frames = {c.frames[b]},
+               .dims = c.dims,
+               .training = c.training,
+               .first_utterance = c.first_utterance + b};
+      std::vector<Array> part, part_dy;
+      for (const Array& a : inputs) part.push_back(cut(a, c, b));
+      for (const Array& a : dy) part_dy.push_back(cut(a, c, b));
+      const Result result = run_op(spec, one, part, part_dy);
+      for (size_t i = 0; i < dy.size(); ++i)
+        compare(result.outputs[i], cut(with_kind(ours.outputs[i], dy[i]), c, b), ours.outputs[i],
+                spec.forward_tolerance(), fmt::format("output {}, utterance {} alone", i, b));
+      for (size_t i = 0; i < inputs.size(); ++i) {
+        if (ours.gradients[i].data.empty()) continue;
+        if (inputs[i].per_frame || inputs[i].per_utterance)
+          compare(result.gradients[i], cut(with_kind(ours.gradients[i], inputs[i]), c, b),
+                  ours.gradients[i], spec.gradient_tolerance(),
+                  fmt::format("gradient {}, utterance {} alone", i, b));
+        else if (totals[i].data.empty())
+          totals[i] = result.gradients[i];
+        else
+          for (size_t k = 0; k < totals[i].data.size(); ++k)
+            totals[i].data[k] += result.gradients[i].data[k];
+      }
+    }
+    for (size_t i = 0; i < inputs.size(); ++i)
+      if (!totals[i].data.empty())
+        expect(distance(totals[i], ours.gradients[i]), spec.gradient_tolerance(),
+               fmt::format("gradient {} as the sum over utterances alone", i));
+  }
+
+  static Array with_kind(Array a, const Array& like) {
+    a.per_frame = like.per_frame, a.per_utterance = like.per_utterance;
+    return a;
+  }
+
+  // As expect(distance), but relative to the rms of the whole pack.
+  void compare(const Array& a, const Array& b, const Array& whole, double tolerance,
+               const std::string& what) {
+    double worst = a.data.size() == b.data.size() ? 0 : INFINITY;
+    for (size_t k = 0; k < std::min(a.data.size(), b.data.size()); ++k) {
+      const double e = std::abs(a.data[k] - b.data[k]) / (std::abs(b.data[k]) + rms(whole) + 1e-30);
+      worst = e <= worst ? worst : std::isfinite(e) ? e : INFINITY;
+    }
+    expect(worst, tolerance, what);
+  }
+};
+
+}  // namespace
+
+std::vector<std::string> check_case(const OpSpec& spec, const Case& c, uint64_t seed) {
+  Fill fill(seed);
+  Checker checker{spec, c, spec.inputs(c, fill), {}, {}, {}};
+  for (Array& out : spec.oracle(checker.inputs, c)) {
+    Array dy = fill.normal(out.shape);
+    dy.per_frame = out.per_frame, dy.per_utterance = out.per_utterance;
+    checker.dy.push_back(std::move(dy));
+  }
+  checker.ours = run_op(spec, c, checker.inputs, checker.dy);
+  checker.against_oracle(fill);
+  checker.added_to();
+  checker.constants();
+  checker.same_bits();
+  if (spec.packs && c.frames.size() > 1) checker.alone();
+  return checker.wrong;
+}
+
+}  // namespace sft

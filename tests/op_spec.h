@@ -1,0 +1,107 @@
+// What an op computes, on what, and what it costs. From one spec come its tests on every device and
+// its rows in sft-bench. A spec is one file in tests/ops/, and registers itself:
+//
+//   static const RegisterOp layer_norm(OpSpec{
+//       .name = "layer_norm",
+//       .cases = {{.frames = {7, 1, 33}, .dims = {48}}, {.frames = {812, 399}, .dims = {768},
+//       .bench = true}}, .inputs = [](const Case& c, Fill& fill) -> std::vector<Array> { ... },
+//       .oracle = ...naive, in double, forward only...,
+//       .run = ...the function of autograd/functions.h...,
+//   });
+//
+// Tests of a case that is no bench case: forward against the oracle; backward against central
+// differences of the oracle; a gradient that is added to; packed against each utterance alone;
+// constants (no gradient wanted) in place of each input; twice the same bits.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "autograd/tape.h"
+#include "engine/segments.h"
+
+namespace sft {
+
+struct Array {
+  Shape shape;
+  std::vector<double> data;
+  bool gradient = true;        // differentiable
+  bool per_frame = false;      // dimension 0 is the frames of the batch: cut by utterance
+  bool per_utterance = false;  // dimension 0 is the utterances of the batch
+
+  double& at(int64_t i, int64_t j) { return data[i * shape.back() + j]; }
+  double at(int64_t i, int64_t j) const { return data[i * shape.back() + j]; }
+};
+
+struct Case {
+  std::vector<int32_t> frames = {1};  // of each utterance
+  std::vector<int64_t> dims = {};     // further sizes, as the op means them
+  bool bench = false;                 // a size for sft-bench; too large for the oracle
+  bool training = false;              // as the op means it: dropout on, ...
+  int32_t first_utterance = 0;        // index of the first one (random numbers depend on it)
+
+  int64_t T() const;
+  int64_t B() const { return static_cast<int64_t>(frames.size()); }
+  Segments segments() const;  // good as long as the case lives
+
+  mutable SegmentList made_segments = {};
+};
+
+// Fresh random inputs; the seed is printed when a test fails. Values are exact in f32.
+class Fill {
+ public:
+  explicit Fill(uint64_t seed) : draws_(seed, 0, 0, fnv1a("fill")) {}
+  Array normal(Shape shape, double deviation = 1);
+  Array frames(const Case& c, int64_t width, double deviation = 1);  // [T, width], per_frame
+  Array uniform(Shape shape, double low, double high);
+  uint32_t below(uint32_t n) { return draws_.below(n); }
+
+ private:
+  Draws draws_;
+};
+
+struct Cost {
+  double bytes = 0, flops = 0;  // forward
+};
+
+struct OpSpec {
+  std::string name;
+  std::vector<Case> cases;
+  std::function<std::vector<Array>(const Case&, Fill&)> inputs;
+  std::function<std::vector<Array>(std::span<const Array>, const Case&)> oracle;  // shapes and data
+  std::function<std::vector<Var>(Tape&, std::span<const Var>, const Case&)> run;
+  std::function<Cost(const Case&)> cost = [](const Case&) { return Cost{}; };
+  // Terms of the longest sum behind one output: the tolerance grows with its square root.
+  double terms = 1;
+  // Errors are measured relative to |value| + rms of the output.
+  double forward_tolerance() const;
+  double gradient_tolerance() const;
+  bool packs = true;  // packed == alone holds (per-frame inputs, outputs per frame or utterance)
+  // Largest error of differences of the oracle itself; piecewise ops may need smaller steps.
+  double step = 1e-4;
+};
+
+std::vector<OpSpec>& op_specs();
+
+struct RegisterOp {
+  explicit RegisterOp(OpSpec spec) { op_specs().push_back(std::move(spec)); }
+};
+
+// Inputs of a case in an arena, as variables; outputs of one run and the gradients for random dy.
+class OpRun {
+ public:
+  OpRun(bool poison, uint64_t seed = 0, uint32_t update = 0);
+  std::vector<Var> place(Tape& t, std::span<const Array> inputs);
+  static Array read(Tensor t);
+
+  Arena acts, scratch;
+  Prepared prepared;
+  Context ctx;
+};
+
+// All tests of one case; returns what is wrong, one line each.
+std::vector<std::string> check_case(const OpSpec& spec, const Case& c, uint64_t seed);
+
+}  // namespace sft
