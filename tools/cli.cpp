@@ -63,7 +63,6 @@ struct Cli::Parser {
   };
   CLI::App app;
   std::vector<Spec> specs;
-  bool version = false;
 
   std::vector<std::string> option_names() const {
     std::vector<std::string> names;
@@ -133,6 +132,7 @@ void Cli::add(const std::string& names, Count count, Assign assign, const std::s
   } else {
     option->expected(1)->allow_extra_args(false);
   }
+  option->required(count == Count::one || count == Count::some);  // shown so in the usage line
   parser_->specs.push_back({option, count, std::move(assign)});
 }
 
@@ -158,7 +158,7 @@ void Cli::parse() {
   CLI::App& app = parser_->app;
   app.name(program_);
   app.set_help_flag("-h,--help", "print this and stop")->group("Every tool");
-  app.add_flag("--version", parser_->version, "print the version and stop")->group("Every tool");
+  app.add_flag("--version", "print the version and stop")->group("Every tool");
   app.add_flag("--json", json_, "results on stdout, errors on stderr, as JSON")
       ->group("Every tool");
   option("--threads", threads_, "threads to compute with; 0: all cores");
@@ -174,10 +174,12 @@ void Cli::parse() {
   } catch (const CLI::CallForHelp&) {
     fmt::print("{}", app.help());
     throw EndOfProgram{};
+  } catch (const CLI::RequiredError&) {
+    // said below, after what is wrong with what is there
   } catch (const CLI::ParseError& e) {
     fail(Kind::usage, Hint{fmt::format("see {} --help", program_)}, "{}", printable(e.what()));
   }
-  if (parser_->version) {
+  if (app.count("--version") > 0) {
     fmt::print("{} {}\n", program_, SFT_VERSION);
     throw EndOfProgram{};
   }

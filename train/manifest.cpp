@@ -1,39 +1,22 @@
 #include "train/manifest.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <set>
 #include <unordered_map>
 
 #include "engine/check.h"
 #include "engine/nearest.h"
 #include "engine/utf8.h"
+#include "train/text_file.h"
 
 namespace sft {
 
 namespace fs = std::filesystem;
 
 namespace {
-
-constexpr uintmax_t kLargestManifest = 1ull << 30;  // bytes; a million rows are about 200 MiB
-
-std::string read_text(const std::string& path) {
-  std::error_code error;
-  const uintmax_t size = fs::file_size(path, error);
-  if (error) fail(Kind::input, "{}: {}", printable(path), error.message());
-  if (size > kLargestManifest)
-    fail(Kind::input, "{}: {} bytes (expected a manifest of at most 1 GiB)", printable(path), size);
-  std::ifstream in(path, std::ios::binary);
-  std::string text(size, '\0');
-  if (!in.read(text.data(), static_cast<std::streamsize>(size)))
-    fail(Kind::input, "{}: {}", printable(path), std::strerror(errno));
-  return text;
-}
 
 std::vector<std::string> split_tabs(std::string_view line) {
   std::vector<std::string> fields;
@@ -209,7 +192,9 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
   return Reader(text, name).read();
 }
 
-Manifest read_manifest(const std::string& path) { return parse_manifest(read_text(path), path); }
+Manifest read_manifest(const std::string& path) {
+  return parse_manifest(read_text_file(path), path);
+}
 
 std::string manifest_text(const Manifest& manifest) {
   std::string text = fmt::format("{}\n", fmt::join(manifest.columns, "\t"));
@@ -229,7 +214,7 @@ std::string fault(const Utterance& u, const RowLimits& limits) {
     return fmt::format("{} s (expected at least {})", u.seconds, limits.min_seconds);
   if (u.seconds > limits.max_seconds)
     return fmt::format("{} s (expected at most {})", u.seconds, limits.max_seconds);
-  if (u.end < 0) return "";
+  if (!std::isfinite(u.end)) return "";
   if (u.end <= u.start) return fmt::format("the cut ends at {} and starts at {}", u.end, u.start);
   if (std::abs(u.end - u.start - u.seconds) > kRounding)
     return fmt::format("the cut is {:.3f} s, seconds says {}", u.end - u.start, u.seconds);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,7 +19,7 @@ struct Utterance {
   std::string file;    // to open: `path`, or the manifest's folder / `path`
   double seconds = 0;  // as written: of the cut, where there is one
   double start = 0;    // seconds into the file
-  double end = -1;     // seconds into the file; < 0: to its end
+  double end = std::numeric_limits<double>::infinity();  // seconds into the file
   uint32_t index = 0;  // row in the manifest, from 0: the `utterance` of random numbers
   size_t line = 0;     // in the manifest, from 1
   std::vector<std::string> values;  // one per column
