@@ -158,7 +158,9 @@ void Cli::parse() {
   CLI::App& app = parser_->app;
   app.name(program_);
   app.set_help_flag("-h,--help", "print this and stop")->group("Every tool");
-  app.add_flag("--version", "print the version and stop")->group("Every tool");
+  app.add_flag_callback(
+         "--version", [] {}, "print the version and stop")
+      ->group("Every tool");
   app.add_flag("--json", json_, "results on stdout, errors on stderr, as JSON")
       ->group("Every tool");
   option("--threads", threads_, "threads to compute with; 0: all cores");
