@@ -7,6 +7,9 @@
 
 namespace sft {
 
+// A loss: ignores dy. labels and weights [N] outlive the backward.
+Var cross_entropy(Tape& t, Var logits, std::span<const int32_t> labels,
+                  std::span<const float> weights);
 Var layer_norm(Tape& t, Var x, Var weight, Var bias, float eps);
 
 }  // namespace sft

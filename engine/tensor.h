@@ -98,7 +98,7 @@ struct Tensor {
   int64_t count() const { return shape.count(); }
   int64_t width() const { return shape.back(); }                              // C of [T, C]
   int64_t rows() const { return shape.back() ? count() / shape.back() : 0; }  // T of [T, C]
-  bool dense() const { return row_stride == shape.back() || shape.rank() == 0; }
+  bool dense() const { return shape.rank() == 0 || row_stride == shape.back(); }
   int64_t bytes() const { return bytes_of(dtype, count()); }  // of a dense tensor
 
   // Columns [first, first + width) of every row; rows [first, first + count) of dimension 0.

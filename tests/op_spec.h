@@ -78,6 +78,9 @@ struct OpSpec {
   // Errors are measured relative to |value| + rms of the output.
   double forward_tolerance() const;
   double gradient_tolerance() const;
+  // The output is losses, and the last input (gradient = false) holds their weights: backward gives
+  // the gradient of sum(weights * losses), whatever dy is.
+  bool loss = false;
   bool packs = true;  // packed == alone holds (per-frame inputs, outputs per frame or utterance)
   // Largest error of differences of the oracle itself; piecewise ops may need smaller steps.
   double step = 1e-4;

@@ -235,16 +235,32 @@ void check_sphere(const Reader& r) {
 
 // ---- compressed streams
 
+// A chain of streams would be read up to the end of its first, a cut one as a shorter one.
+void check_last_page(const Reader& r) {
+  constexpr int64_t kLongestPage = 27 + 255 + 255 * 255;
+  const int64_t start = std::max<int64_t>(0, r.source.size - kLongestPage);
+  const std::string tail = r.text(start, static_cast<size_t>(r.source.size - start));
+  const size_t page = tail.rfind("OggS");
+  if (page == tail.npos || tail.size() - page < 27 || !(tail[page + 5] & 4))
+    fail(Kind::input, Hint{"the file is cut short: copy or download it again"},
+         "{}: Ogg without a last page (expected one marked as the end of its stream)",
+         r.source.name);
+  if (tail.substr(page + 14, 4) != r.text(14, 4))
+    fail(Kind::input, Hint{"convert it to one stream: ffmpeg -i IN OUT.flac"},
+         "{}: several Ogg streams (expected one)", r.source.name);
+}
+
 void check_ogg(const Reader& r) {
   const int64_t payload = 27 + static_cast<int64_t>(r.number(26, 1));
   const std::string head = r.text(payload, 8);
-  if (head == "OpusHead" || head.substr(0, 7) == "\x01vorbis" ||
-      head.substr(0, 5) ==
-          "\x7f"
-          "FLAC")
-    return;
-  fail(Kind::input, "{}: Ogg holds '{}' (expected Vorbis, Opus or FLAC)", r.source.name,
-       printable(head));
+  const bool known = head == "OpusHead" || head.starts_with("\x01vorbis") ||
+                     head.starts_with(
+                         "\x7f"
+                         "FLAC");
+  if (!known)
+    fail(Kind::input, "{}: Ogg holds '{}' (expected Vorbis, Opus or FLAC)", r.source.name,
+         printable(head));
+  check_last_page(r);
 }
 
 bool mpeg_sync(const std::string& head) {

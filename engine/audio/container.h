@@ -7,7 +7,7 @@
 //   FLAC, MP3 (ID3 tag allowed), Ogg      Vorbis, Opus, FLAC
 //
 // It also refuses what libsndfile would read silently: a file that ends before the length its
-// header declares. Streamed files, whose header declares no length, pass.
+// header declares, and chained Ogg. Streamed files, whose header declares no length, pass.
 #pragma once
 
 #include "engine/audio/source.h"

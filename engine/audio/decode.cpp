@@ -58,6 +58,7 @@ struct Decoder {
   SF_INFO info{};
   SNDFILE* file = nullptr;
   int64_t position = 0;  // frames
+  int64_t most;          // frames, by the limits
   std::vector<float> interleaved;
 };
 
@@ -114,6 +115,7 @@ Decoder::Decoder(std::unique_ptr<ByteSource> bytes, const AudioLimits& limits)
     sf_close(file);
     throw;
   }
+  most = static_cast<int64_t>(limits.max_seconds * info.samplerate);
   interleaved.resize(static_cast<size_t>(kBlock * info.channels));
 }
 
@@ -142,6 +144,9 @@ int64_t Decoder::read(int64_t wanted, float* mono) {
   check_samples(*this, to, got * info.channels);
   if (info.channels > 1) mix(to, got, info.channels, mono);
   position += got;
+  if (position > most)  // only where the header declares no length
+    fail(Kind::input, Hint{"cut it into shorter files"}, "{}: over {} s long (expected less)",
+         source->name, most / info.samplerate);
   return got;
 }
 

@@ -322,6 +322,39 @@ TEST_CASE("audio: a damaged FLAC gives an error or the same samples") {
   EXPECT(detected > tried / 2);
 }
 
+TEST_CASE("audio: tags, streams without a length, chains") {
+  const TempFolder folder;
+  const std::vector<float> x = sine(440, 16000, 5000);
+  const auto bytes = [&](int format) {
+    return read_bytes(file_of(folder / "a", format, 16000, 1, x));
+  };
+  const std::string flac = bytes(SF_FORMAT_FLAC | SF_FORMAT_PCM_16);
+  const std::string mp3 = bytes(SF_FORMAT_MPEG | SF_FORMAT_MPEG_LAYER_III);
+  const std::string tag = std::string("ID3\4\0\0\0\0\2\0", 10) + std::string(256, '\0');
+  EXPECT(decode(tag + flac).size() == 5000);
+  EXPECT(decode(tag + mp3).size() == 5000);
+  EXPECT(has(refused(tag + Wav{}.bytes()).message, "'RIFF' behind its ID3 tag"));
+  EXPECT(has(refused(tag).message, "the header ends early"));
+
+  std::string streamed = flac;  // 36 bits of length := 0, not known
+  streamed[21] = static_cast<char>(streamed[21] & 0xf0);
+  streamed.replace(22, 4, 4, '\0');
+  EXPECT(decode(streamed).size() == 5000);
+  write_bytes(folder / "b.flac", streamed);
+  EXPECT(probe_audio(folder / "b.flac").frames == 5000);
+  EXPECT(has(test::error_of([&] { probe_audio(folder / "b.flac", {.max_seconds = 0.1}); }).message,
+             "over 0 s long"));
+
+  for (int coding : {SF_FORMAT_VORBIS, SF_FORMAT_OPUS}) {
+    const std::string ogg = bytes(SF_FORMAT_OGG | coding);
+    EXPECT(decode(ogg).size() == 5000);
+    EXPECT(has(refused(ogg.substr(0, ogg.rfind("OggS"))).message, "without a last page"));
+    std::string other = ogg;
+    for (size_t at = 0; at != ogg.npos; at = ogg.find("OggS", at + 1)) other[at + 14] ^= 1;
+    EXPECT(has(refused(ogg + other).message, "several Ogg streams"));
+  }
+}
+
 TEST_CASE("audio: hostile and odd WAV headers") {
   EXPECT(decode(Wav{}.bytes()).size() == 400);
   EXPECT(decode(Wav{.before_format = "JUNK" + u32(3) + "abc" + '\0'}.bytes()).size() == 400);

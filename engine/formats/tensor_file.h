@@ -1,0 +1,104 @@
+// TensorFile: named tensors and metadata of a file, whatever its container. Nothing in a file is
+// trusted: names, sizes and offsets were checked against the bytes that are there before any of
+// these exist. Errors: Kind::input, naming file and tensor.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/formats/metadata.h"
+#include "engine/io/file.h"
+#include "engine/tensor.h"
+
+namespace sft {
+
+struct TensorInfo {
+  std::string name;
+  Shape shape;  // PyTorch's order, row-major
+  Dtype dtype = Dtype::f32;
+  uint64_t offset = 0;  // from the start of its file
+  uint64_t bytes = 0;
+  int shard = 0;  // which file, where a model is cut into several
+};
+
+// What the head of a file says.
+struct TensorTable {
+  Metadata metadata;
+  std::vector<TensorInfo> tensors;  // in file order
+};
+
+class TensorFile {
+ public:
+  TensorFile(std::string path, TensorTable table, std::vector<InputFile> files);
+
+  const std::string& path() const { return path_; }  // the file, or the index of its shards
+  const Metadata& metadata() const { return table_.metadata; }
+  const std::vector<TensorInfo>& tensors() const { return table_.tensors; }
+  const TensorInfo* find(std::string_view name) const;  // null: absent
+  const TensorInfo& at(std::string_view name) const;
+
+  // Into the mapped file, read-only; valid as long as this object. Where viewable() is false (data
+  // not aligned to its type, which some safetensors writers produce) use read.
+  bool viewable(const TensorInfo& tensor) const;
+  Tensor view(const TensorInfo& tensor) const;
+  // By pread, without mapping: `to` has tensor.bytes; or a part of it, from byte `first`.
+  void read(const TensorInfo& tensor, std::span<std::byte> to, uint64_t first = 0) const;
+  // The same as f32, whatever real type it is stored in; `to` has shape.count().
+  void read_f32(const TensorInfo& tensor, std::span<float> to) const;
+
+ private:
+  std::string path_;
+  TensorTable table_;
+  std::vector<InputFile> files_;
+  std::unordered_map<std::string_view, size_t> index_;  // views of the names in table_
+};
+
+// Decides by content, never by the file's name: GGUF, safetensors, or the JSON index of a
+// safetensors model in shards. Anything else: Kind::input saying what it looks like.
+TensorFile open_tensor_file(const std::string& path);
+
+// A tensor as a writer is told of it, before its data.
+struct TensorSpec {
+  std::string name;
+  Shape shape;
+  Dtype dtype = Dtype::f32;
+};
+
+// Writes the data of a file whose head is already written, tensor by tensor, so a file may be
+// larger than memory. Made by create_gguf and create_safetensors.
+class TensorWriter {
+ public:
+  // In the order in which the data must come.
+  const std::vector<TensorSpec>& tensors() const { return tensors_; }
+
+  // The next tensor, whole and dense; shape must match, real types are converted to the declared.
+  void write(std::string_view name, const Tensor& tensor);
+  // The next bytes of the next tensor as stored, in pieces of any size that end where it ends.
+  void append(std::span<const std::byte> piece);
+  // Every tensor must be there: syncs and renames.
+  void finish();
+
+  // For the containers: `file` stands where the data begin; each tensor is padded to `alignment`.
+  TensorWriter(OutputFile file, std::vector<TensorSpec> tensors, uint64_t alignment);
+
+ private:
+  OutputFile file_;
+  std::vector<TensorSpec> tensors_;
+  uint64_t alignment_;
+  size_t next_ = 0;
+  uint64_t written_ = 0;  // of the next tensor
+};
+
+// For the containers. Throws Kind::input for a name that is empty, not UTF-8, has control
+// characters or looks like a path out of a folder.
+void check_name(const std::string& path, std::string_view what, std::string_view name);
+// Throws Kind::internal for names or shapes that a reader would reject, or that come twice.
+void check_specs(const std::string& path, const std::vector<TensorSpec>& tensors);
+
+}  // namespace sft

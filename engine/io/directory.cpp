@@ -1,0 +1,68 @@
+#include "engine/io/directory.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+
+#include "engine/check.h"
+#include "engine/io/system.h"
+
+namespace sft {
+
+namespace {
+
+[[noreturn]] void fail_on(const std::string& path, const char* action, int error) {
+  fail(Kind::resource, "{}: cannot {} ({})", printable(path), action, std::strerror(error));
+}
+
+bool is_directory(const std::string& path) {
+  struct stat status;
+  return ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
+}
+
+}  // namespace
+
+std::string parent_directory(const std::string& path) {
+  const size_t end = path.find_last_not_of('/');
+  const size_t slash = end == std::string::npos ? 0 : path.rfind('/', end);
+  if (slash == std::string::npos) return ".";
+  return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+void make_directory(const std::string& path) {
+  if (is_directory(path)) return;
+  if (const std::string parent = parent_directory(path); parent != path) make_directory(parent);
+  if (io::make_one_directory(path) == 0) return;
+  const int error = errno;
+  if (!is_directory(path)) fail_on(path, "make the folder", error);
+}
+
+void rename_directory(const std::string& from, const std::string& to) {
+  if (io::rename(from, to) != 0) fail_on(to, "rename a folder to this", errno);
+  sync_directory(parent_directory(to));
+}
+
+void sync_directory(const std::string& path) {
+  const io::Descriptor directory(path, O_RDONLY | O_DIRECTORY);
+  if (!directory.valid()) fail_on(path, "open the folder", errno);
+  if (directory.sync() != 0 && errno != EINVAL) fail_on(path, "sync the folder", errno);
+}
+
+void remove_tree(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code code;
+  if (fs::symlink_status(path, code).type() == fs::file_type::directory) {
+    for (fs::directory_iterator entry(path, code), end; !code && entry != end;
+         entry.increment(code))
+      remove_tree(entry->path().string());
+    if (code) fail_on(path, "list the folder", code.value());
+    if (io::remove_empty_directory(path) != 0) fail_on(path, "remove the folder", errno);
+  } else if (io::unlink(path) != 0 && errno != ENOENT) {
+    fail_on(path, "remove the file", errno);
+  }
+}
+
+}  // namespace sft

@@ -1,0 +1,20 @@
+// Folders: made, renamed and synced so that they survive a crash. Errors: Kind::resource.
+#pragma once
+
+#include <string>
+
+namespace sft {
+
+// With its parents; an existing folder is fine.
+void make_directory(const std::string& path);
+// Atomic; `to` must not exist, or be an empty folder. Syncs the folder that holds `to`.
+void rename_directory(const std::string& from, const std::string& to);
+// Makes the names inside `path` durable.
+void sync_directory(const std::string& path);
+// A file, or a folder and all in it; links are removed, not followed. Absent is fine.
+void remove_tree(const std::string& path);
+
+// "." for a bare name.
+std::string parent_directory(const std::string& path);
+
+}  // namespace sft
