@@ -1,0 +1,73 @@
+// What the fuzzers run (tests/fuzz), here on a few thousand mutations of the golden files, so that
+// every machine does it, with clang or without.
+#include <cstring>
+
+#include "engine/io/file.h"
+#include "tests/doctest.h"
+#include "tests/golden.h"
+
+#define LLVMFuzzerTestOneInput fuzz_gguf
+#include "tests/fuzz/gguf.cpp"
+#undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_safetensors
+#include "tests/fuzz/safetensors.cpp"
+#undef LLVMFuzzerTestOneInput
+
+namespace {
+
+struct Mutator {
+  uint64_t state;
+
+  uint64_t below(uint64_t n) {  // xorshift64*
+    state ^= state >> 12;
+    state ^= state << 25;
+    state ^= state >> 27;
+    return (state * 0x2545F4914F6CDD1Dull >> 32) % n;
+  }
+  void change(std::string& bytes) {
+    constexpr uint64_t kExtremes[] = {0, 1, 0x7f, 0xff, 0x7fffffff, 0xffffffff, 1ull << 62, ~0ull};
+    const size_t at = below(bytes.size());
+    switch (below(6)) {
+      case 0:
+        bytes[at] = static_cast<char>(below(256));
+        break;
+      case 1:
+        bytes[at] = static_cast<char>(bytes[at] ^ 1 << below(8));
+        break;
+      case 2:
+        std::memcpy(bytes.data() + at, &kExtremes[below(8)],
+                    std::min<size_t>(8, bytes.size() - at));
+        break;
+      case 3:
+        bytes.insert(at, bytes.substr(below(bytes.size()), below(64)));
+        break;
+      case 4:
+        bytes.erase(at, below(64));
+        break;
+      case 5:
+        bytes.resize(at);
+        break;
+    }
+    if (bytes.empty()) bytes = "G";
+  }
+};
+
+void mutate(const std::string& golden, int (*target)(const uint8_t*, size_t)) {
+  const std::string seed = sft::read_text(sft::test::golden(golden));
+  Mutator mutator{88172645463325252ull};
+  for (int run = 0; run < 5000; ++run) {
+    std::string bytes = seed;
+    for (uint64_t i = 1 + mutator.below(4); i > 0; --i) mutator.change(bytes);
+    EXPECT(target(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()) == 0);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("gguf: mutated files end in a sound table or an input error") {
+  mutate("containers.gguf", fuzz_gguf);
+}
+
+TEST_CASE("safetensors: mutated files end in a sound table or an input error") {
+  mutate("containers.safetensors", fuzz_safetensors);
+}

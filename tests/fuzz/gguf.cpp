@@ -1,0 +1,11 @@
+// The GGUF reader on hostile bytes (libFuzzer).
+#include "engine/formats/gguf.h"
+
+#include "tests/fuzz/table.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  sft::fuzz::try_parse(std::as_bytes(std::span(data, size)), [&](std::span<const std::byte> start) {
+    return sft::parse_gguf("fuzzed", start, size);
+  });
+  return 0;
+}
