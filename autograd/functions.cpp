@@ -1,7 +1,11 @@
 #include "autograd/functions.h"
 
+#include <algorithm>
+
 #include "engine/ops/cross_entropy.h"
 #include "engine/ops/layer_norm.h"
+#include "engine/ops/segment_mean.h"
+#include "engine/ops/weighted_sum.h"
 
 namespace sft {
 
@@ -14,11 +18,50 @@ Var cross_entropy(Tape& t, Var logits, std::span<const int32_t> labels,
   });
 }
 
+CtcLoss ctc(Tape& t, Var logits, const Segments& segments, const CtcTargets& targets,
+            std::span<const float> weights, int blank) {
+  const CtcOut out = ctc_forward(t.ctx, logits, segments, targets, blank);
+  const Var losses = t.record("ctc", out.losses, {logits}, [=](Tape& t, Tensor) {
+    const Grad dlogits = t.grad(logits);
+    ctc_backward(t.ctx, logits, segments, targets, weights, blank, out, dlogits);
+  });
+  return {losses, out.infeasible};
+}
+
 Var layer_norm(Tape& t, Var x, Var weight, Var bias, float eps) {
   const LayerNormOut out = layer_norm_forward(t.ctx, x, weight, bias, eps);
   return t.record("layer_norm", out.y, {x, weight, bias}, [=](Tape& t, Tensor dy) {
     const Grad dx = t.grad(x), dweight = t.grad(weight), dbias = t.grad(bias);
     layer_norm_backward(t.ctx, dy, x, weight, out.mean, out.rstd, dx, dweight, dbias);
+  });
+}
+
+Var segment_mean(Tape& t, Var x, const Segments& segments) {
+  const Tensor y = segment_mean_forward(t.ctx, x, segments);
+  return t.record("segment_mean", y, {x}, [=](Tape& t, Tensor dy) {
+    const Grad dx = t.grad(x);
+    segment_mean_backward(t.ctx, dy, segments, dx);
+  });
+}
+
+Var weighted_sum(Tape& t, std::span<const Var> states, Var w, bool normalize) {
+  CHECK(states.size() <= kMaxStates, "weighted_sum: {} states", states.size());
+  std::array<Var, kMaxStates + 1> all{};
+  std::array<Tensor, kMaxStates> values;
+  std::copy(states.begin(), states.end(), all.begin());
+  std::copy(states.begin(), states.end(), values.begin());
+  all[states.size()] = w;
+  const std::span inputs = t.keep({all.data(), states.size() + 1});
+  const WeightedSumOut out =
+      weighted_sum_forward(t.ctx, {values.data(), states.size()}, w, normalize);
+  return t.record("weighted_sum", out.y, inputs, [=](Tape& t, Tensor dy) {
+    const size_t L = inputs.size() - 1;
+    std::array<Tensor, kMaxStates> values;
+    std::array<Grad, kMaxStates + 1> grads;
+    std::copy_n(inputs.begin(), L, values.begin());
+    for (size_t i = 0; i <= L; ++i) grads[i] = t.grad(inputs[i]);
+    weighted_sum_backward(t.ctx, dy, {values.data(), L}, out.shares, normalize, {grads.data(), L},
+                          grads[L]);
   });
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "autograd/tape.h"
+#include "engine/ops/ctc.h"
 #include "engine/segments.h"
 
 namespace sft {
@@ -10,6 +11,16 @@ namespace sft {
 // A loss: ignores dy. labels and weights [N] outlive the backward.
 Var cross_entropy(Tape& t, Var logits, std::span<const int32_t> labels,
                   std::span<const float> weights);
+struct CtcLoss {
+  Var losses;              // [B]
+  int32_t infeasible = 0;  // utterances without a path: loss and gradient are 0
+};
+// A loss: ignores dy. segments, targets and weights [B] outlive the backward.
+CtcLoss ctc(Tape& t, Var logits, const Segments& segments, const CtcTargets& targets,
+            std::span<const float> weights, int blank);
 Var layer_norm(Tape& t, Var x, Var weight, Var bias, float eps);
+Var segment_mean(Tape& t, Var x, const Segments& segments);
+// At most kMaxStates states.
+Var weighted_sum(Tape& t, std::span<const Var> states, Var w, bool normalize);
 
 }  // namespace sft

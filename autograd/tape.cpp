@@ -1,6 +1,7 @@
 #include "autograd/tape.h"
 
 #include <cstring>
+#include <memory>
 
 namespace sft {
 
@@ -15,7 +16,13 @@ GradSlot* Tape::new_slots(size_t n, int block) {
   return slots;
 }
 
-bool Tape::wanted(std::initializer_list<Var> inputs) const {
+std::span<const Var> Tape::keep(std::span<const Var> vars) {
+  auto* kept = static_cast<Var*>(host_.take(static_cast<int64_t>(vars.size_bytes())));
+  std::uninitialized_copy(vars.begin(), vars.end(), kept);
+  return {kept, vars.size()};
+}
+
+bool Tape::wanted(std::span<const Var> inputs) const {
   if (!recording_) return false;
   for (const Var& v : inputs)
     if (v.slot) return true;
@@ -24,7 +31,7 @@ bool Tape::wanted(std::initializer_list<Var> inputs) const {
 
 // A value of another block that is not listed as an input would get its gradient in memory that is
 // gone by then.
-void Tape::check_inputs(const char* name, std::initializer_list<Var> inputs) const {
+void Tape::check_inputs(const char* name, std::span<const Var> inputs) const {
   for (const Var& v : inputs) {
     if (!v.slot || v.slot->block == kParameter || v.slot->block == scope_.block) continue;
     bool listed = false;

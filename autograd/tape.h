@@ -53,14 +53,25 @@ class Tape {
   // Records that `out` was computed from `inputs`; backward(Tape&, Tensor dy) writes the gradients
   // it gets from grad(input), asked for in statements, once per input, in the order it writes them.
   template <class F>
-  Var record(const char* name, Tensor out, std::initializer_list<Var> inputs, F backward) {
+  Var record(const char* name, Tensor out, std::span<const Var> inputs, F backward) {
     return record<1>(name, std::array{out}, inputs,
                      [=](Tape& t, const std::array<Tensor, 1>& dy) { backward(t, dy[0]); })[0];
+  }
+  template <class F>
+  Var record(const char* name, Tensor out, std::initializer_list<Var> inputs, F backward) {
+    return record(name, out, std::span(inputs.begin(), inputs.size()), backward);
   }
   // Several outputs: backward(Tape&, std::array<Tensor, N> dy); an empty dy[i] is zero.
   template <size_t N, class F>
   std::array<Var, N> record(const char* name, std::array<Tensor, N> outs,
-                            std::initializer_list<Var> inputs, F backward);
+                            std::span<const Var> inputs, F backward);
+  template <size_t N, class F>
+  std::array<Var, N> record(const char* name, std::array<Tensor, N> outs,
+                            std::initializer_list<Var> inputs, F backward) {
+    return record(name, outs, std::span(inputs.begin(), inputs.size()), backward);
+  }
+  // A copy of a list that is as long as the function's inputs happen to be, for its closure.
+  std::span<const Var> keep(std::span<const Var> vars);
 
   // Where to write the gradient of `v`; empty if nobody wants it.
   Grad grad(Var v);
@@ -119,8 +130,8 @@ class Tape {
 
   GradSlot* new_slots(size_t n, int block);
   void place(Var v);  // its gradient, in acts
-  void check_inputs(const char* name, std::initializer_list<Var> inputs) const;
-  bool wanted(std::initializer_list<Var> inputs) const;
+  void check_inputs(const char* name, std::span<const Var> inputs) const;
+  bool wanted(std::span<const Var> inputs) const;
   Scope enter(const char* name, std::initializer_list<Var> inputs);
   Var move_down(Var out, int64_t mark);
   template <class B>
@@ -138,7 +149,7 @@ class Tape {
 
 template <size_t N, class F>
 std::array<Var, N> Tape::record(const char* name, std::array<Tensor, N> outs,
-                                std::initializer_list<Var> inputs, F backward) {
+                                std::span<const Var> inputs, F backward) {
   static_assert(std::is_trivially_destructible_v<F>,
                 "closures live in an arena: views and scalars");
   check_inputs(name, inputs);
@@ -185,7 +196,8 @@ Var Tape::block(const char* name, std::initializer_list<Var> inputs, bool recomp
   for (const Var& v : inputs) place(v);
   const int64_t mark = ctx.acts.mark();
   const size_t first = records_.size();
-  const bool drop = recompute && wanted(inputs), was_recording = recording_;
+  const bool drop = recompute && wanted(std::span(inputs.begin(), inputs.size())),
+             was_recording = recording_;
   const Scope outer = enter(name, inputs);
   B made{body, scope_.inputs, nullptr, {state...}};
   recording_ = recording_ && !drop;
