@@ -1,6 +1,6 @@
-"""Makes the goldens of training: finetune-NAME.safetensors, masked-prediction.safetensors, dropout.safetensors, schedule.safetensors.
+"""Makes the goldens of training: finetune-*, masked-prediction, dropout and schedule.safetensors.
 
-    python finetune.py --reference DIR      after models.py; DIR holds the numpy reference (encoder.py, heads.py, rng.py, ...)
+    python finetune.py --reference DIR      after models.py; DIR holds the numpy reference (encoder.py, rng.py, ...)
 
 Fine-tuning: 20 updates of stable fine-tuning through PyTorch in float64. Two updates of the head alone, then the encoder
 but for conv.* and mask_emb; tri-stage schedule, Adam (0.9, 0.999, 1e-8), norm clipped at 1; no dropout, no SpecAugment.
@@ -14,7 +14,8 @@ import torch
 from tiny import MODELS, canonical, ctc, last_state, load, prepare, rng, save, signal
 
 UPDATES, HEAD_ONLY, RATE, CLIP, BATCH, VOCAB = 20, 2, 1e-3, 1.0, 4, 9
-POOL = [(101, 6400), (102, 9000), (103, 7321), (104, 14400), (105, 4000), (106, 11237), (107, 8080), (108, 12345)]  # seed, samples
+POOL = [(101, 6400), (102, 9000), (103, 7321), (104, 14400),                    # seed, samples
+        (105, 4000), (106, 11237), (107, 8080), (108, 12345)]
 
 
 def labels_of(i):
@@ -205,7 +206,8 @@ def dropout(reference):
         head = Blstm(MODELS[name][2].hidden_size, rng('head' + name + 'Blstm'))
         named = dict(head.named_parameters())
         H = {new: named[old].detach().numpy() for old, new in head.names().items()}
-        out['blstm.logits'] = torch.tensor(heads.bilstm_ctc(H, hs[-1], 2, bits.Dropout(lambda site: 0.2, seed, update, utterance)))
+        drop = bits.Dropout(lambda site: 0.2, seed, update, utterance)
+        out['blstm.logits'] = torch.tensor(heads.bilstm_ctc(H, hs[-1], 2, drop))
         plain = torch.tensor(heads.bilstm_ctc(H, encoder.hidden_states(P, config, signal(301, samples))[-1], 2))
         with torch.no_grad(): assert torch.allclose(plain, head(last_state(model, name, signal(301, samples))), atol=1e-9)
     save('dropout', out, seed=hex(seed), update=update, utterance=utterance, signal_seed=301, samples=samples,

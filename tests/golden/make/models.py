@@ -3,10 +3,11 @@
     python models.py              torch 2.15.0, transformers 5.23.0, safetensors, numpy; seconds
 
 Every value is drawn far from its initial one (norm gains 0.5 ... 1.5, biases of 0.2, sharp attention), so that each part
-of the model shows in the states. Hidden states and gradients are computed in float64 and stored in float32. wav2vec2-group has biases before
-its group norm, which no released model has: the gradient of that conv.0.bias is zero in theory.
-The folders cover the ways such files are written: parametrizations names (hubert-group, wav2vec2-layer), two shards with an
-index (hubert-layer), a ForPreTraining dump with prefix, old weight_g / weight_v names and heads (wav2vec2-group).
+of the model shows in the states. Hidden states and gradients are computed in float64 and stored in float32.
+wav2vec2-group has biases before its group norm, which no released model has: the gradient of that conv.0.bias is zero
+in theory.
+The folders cover the ways such files are written: parametrizations names (hubert-group, wav2vec2-layer), two shards
+with an index (hubert-layer), a ForPreTraining dump with prefix, old weight_g / weight_v names and heads (wav2vec2-group).
 """
 import json
 import os
@@ -83,14 +84,16 @@ def hidden(model, name):
 def gradients(model, name):
     """CTC of a random linear head over the two utterances, each alone, weight 1 / (B max(1, labels))."""
     width = model.config.hidden_size
-    w, b = (torch.tensor(v, dtype=torch.float32).double().requires_grad_() for v in linear_init(rng('head' + name), VOCAB, width))
+    w, b = (torch.tensor(v, dtype=torch.float32).double().requires_grad_()
+            for v in linear_init(rng('head' + name), VOCAB, width))
     losses = [ctc(last_state(model, name, signal(seed, n)) @ w.T + b, y) for seed, n, y in UTTERANCES]
     loss = sum(l / (len(UTTERANCES) * max(1, len(y))) for l, (_, _, y) in zip(losses, UTTERANCES))
     loss.backward()
     out = {'task.out.weight': w, 'task.out.bias': b, 'grad.task.out.weight': w.grad, 'grad.task.out.bias': b.grad,
            'ctc.loss': loss.reshape(1), 'ctc.losses': torch.stack(losses)}
     for i, (seed, n, y) in enumerate(UTTERANCES):
-        out |= {f'ctc.{i}.seed': torch.tensor([seed]), f'ctc.{i}.samples': torch.tensor([n]), f'ctc.{i}.labels': torch.tensor(y)}
+        out |= {f'ctc.{i}.seed': torch.tensor([seed]), f'ctc.{i}.samples': torch.tensor([n]),
+                f'ctc.{i}.labels': torch.tensor(y)}
     for k, p in model.named_parameters():
         if p.grad is not None: out['grad.' + canonical(k)] = p.grad
     return out
@@ -106,7 +109,8 @@ def main():
         with torch.no_grad():
             for n in LENGTHS:
                 a, b = last_state(single, name, signal(n, n)).double(), last_state(model, name, signal(n, n))
-                print(f'  {n}: T {len(b)}, rms {b.pow(2).mean().sqrt():.3f}, PyTorch float32 differs by {(a - b).norm() / b.norm():.1e}')
+                off = (a - b).norm() / b.norm()
+                print(f'  {n}: T {len(b)}, rms {b.pow(2).mean().sqrt():.3f}, PyTorch float32 differs by {off:.1e}')
 
 
 main()

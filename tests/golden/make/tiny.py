@@ -37,8 +37,9 @@ MODELS = {
     'hubert-layer': (HubertModel, True, HubertConfig(
         **BASE, **LAYER, hidden_size=48, num_hidden_layers=2, intermediate_size=64, num_conv_pos_embeddings=15)),
     'wav2vec2-group': (Wav2Vec2Model, False, Wav2Vec2Config(
-        **BASE, **(GROUP | dict(conv_bias=True)), hidden_size=32, num_hidden_layers=2, intermediate_size=96, num_conv_pos_embeddings=16,
-        num_codevectors_per_group=8, num_codevector_groups=2, codevector_dim=16, proj_codevector_dim=12)),
+        **BASE, **(GROUP | dict(conv_bias=True)), hidden_size=32, num_hidden_layers=2, intermediate_size=96,
+        num_conv_pos_embeddings=16, num_codevectors_per_group=8, num_codevector_groups=2, codevector_dim=16,
+        proj_codevector_dim=12)),
     'wav2vec2-layer': (Wav2Vec2Model, True, Wav2Vec2Config(
         **BASE, **LAYER, hidden_size=32, num_hidden_layers=3, intermediate_size=96, num_conv_pos_embeddings=12)),
 }
@@ -79,10 +80,11 @@ def f32(x):
 
 
 def save(name, tensors, **notes):
-    """All values as float32 (integers too: exact below 2^24); notes and versions go into the metadata."""
+    """All values as float32 (integers too: exact below 2^24); versions and notes go into the metadata."""
     path = os.path.join(GOLDEN, name + '.safetensors')
-    meta = dict(torch=torch.__version__, transformers=transformers.__version__, **{k: str(v) for k, v in notes.items()})
-    save_file({k: f32(v) for k, v in tensors.items()}, path, metadata=meta)
+    notes = dict(torch=torch.__version__, transformers=transformers.__version__, numpy=np.__version__) | notes
+    made = ', '.join(f'{k} {v}' for k, v in notes.items())                # one entry: their order in a file is random
+    save_file({k: f32(v) for k, v in tensors.items()}, path, metadata={'made': made})
     print(f'{name}: {len(tensors)} tensors, {os.path.getsize(path)} bytes')
 
 

@@ -1,0 +1,31 @@
+"""Two random HuBERT Base models and a 5 s file, for the benches of whole processes.
+
+    python inputs.py DIR      -> DIR/hubert-base/ (a Hugging Face folder), DIR/tuned.safetensors, DIR/five.wav
+"""
+import json
+import os
+import sys
+
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+
+import workloads
+from pytorch import build
+
+
+def main(out):
+    torch.manual_seed(0)
+    folder = os.path.join(out, 'hubert-base')
+    build('hubert-base', 'sdpa').save_pretrained(folder)
+    with open(os.path.join(folder, 'preprocessor_config.json'), 'w') as f:
+        json.dump({'do_normalize': False, 'feature_extractor_type': 'Wav2Vec2FeatureExtractor', 'feature_size': 1,
+                   'padding_side': 'right', 'padding_value': 0.0, 'return_attention_mask': False,
+                   'sampling_rate': workloads.RATE}, f)
+    weights = load_file(os.path.join(folder, 'model.safetensors'))
+    tuned = {k: v + 0.01 * torch.randn_like(v) for k, v in weights.items()}
+    save_file(tuned, os.path.join(out, 'tuned.safetensors'), metadata={'format': 'pt'})
+    soundfile.write(os.path.join(out, 'five.wav'), workloads.audio([5])[0], workloads.RATE)
+
+
+if __name__ == '__main__': main(sys.argv[1])

@@ -1,0 +1,59 @@
+"""What both sides of the model benches run: the lists of lengths.md, and how a peer is driven.
+
+A peer is a process that reads one workload id a line and answers with one line of JSON: {"seconds": ..., "config": ...}
+for one repetition, or {"skip": why}. Its first answer for an id comes after building and warming up, which is not counted.
+"""
+import json
+import sys
+import time
+
+import numpy as np
+
+RATE = 16000
+LENGTHS = {'fixed:5': [5], 'fixed:15': [15], 'mixed': [3, 5, 7, 9, 10, 12, 14, 15]}      # seconds
+WARM_UPS = 3
+VOCAB, HEAD_WIDTH, HEAD_LAYERS, HEAD_DROPOUT, LABELS_PER_SECOND, ALPHA = 32, 256, 3, 0.2, 16, 0.25
+
+IDS = ['extract/hubert-base/fixed:5/1/all', 'extract/hubert-base/fixed:15/1/all',
+       'extract/hubert-large/fixed:5/1/all', 'extract/hubert-large/fixed:15/1/all',
+       'extract/hubert-base/mixed/8/all',
+       'train-full/hubert-base/fixed:5/4/blstm', 'train-full/hubert-base/fixed:5/4/linear',
+       'train-full/hubert-base/fixed:5/4/blstm+cached', 'train-full/hubert-base/fixed:5/4/linear+cached',
+       'train-head/hubert-base/fixed:5/4/blstm', 'train-head/hubert-base/fixed:5/4/blstm+cached',
+       'merge/hubert-base/-/2/all', 'start/hubert-base/fixed:5/1/all']
+
+
+def parse(workload):
+    """id -> {task, arch, mix, batch, what, seconds: [audio seconds of every utterance]}"""
+    task, arch, mix, batch, what = workload.split('/')
+    lengths = LENGTHS.get(mix, [])
+    return dict(task=task, arch=arch, mix=mix, batch=int(batch), what=what, seconds=(lengths * int(batch))[:int(batch)])
+
+
+def audio(seconds):
+    """One float32 array per utterance: noise with an rms of 0.1."""
+    r = np.random.default_rng(0)
+    return [r.normal(0, 0.1, s * RATE).astype(np.float32) for s in seconds]
+
+
+def labels(seconds):
+    r = np.random.default_rng(1)
+    return [r.integers(5, VOCAB, s * LABELS_PER_SECOND) for s in seconds]
+
+
+def serve(make):
+    """The loop of a peer: make(parsed workload) -> (function of one repetition, its configuration in words)."""
+    current, run, config = None, None, None
+    for line in sys.stdin:
+        workload = line.strip()
+        try:
+            if workload != current:
+                current, run = None, None                                   # frees the model before the next one is made
+                run, config = make(parse(workload))
+                current = workload
+                for _ in range(WARM_UPS): run()
+            start = time.perf_counter()
+            run()
+            answer = {'seconds': time.perf_counter() - start, 'config': config}
+        except NotImplementedError as why: answer = {'skip': str(why)}
+        print(json.dumps(answer), flush=True)
