@@ -67,7 +67,8 @@ std::string corpora_folder() {
 std::string find_corpus(std::string_view name, const std::string& data) {
   if (is_file(data)) return data;
   check_data(data);
-  if (data.empty() && name.ends_with(".tsv")) return std::string(name);
+  if (data.empty() && (name.ends_with(".tsv") || is_file(std::string(name))))
+    return std::string(name);
   std::vector<std::string> looked;
   const std::string found = search(name, folders_to_search(data), looked);
   if (found.empty()) not_found(name, looked);

@@ -10,7 +10,7 @@ namespace sft {
 // The manifest of corpus `name` (`digits`, `words`, `emotion`, `pretrain`, `ted`, ...):
 //   `data` is a file       that manifest
 //   `data` is a folder     DATA/NAME.tsv or DATA/NAME/NAME.tsv, and nowhere else
-//   `data` is empty        a `name` that is itself a path of a manifest (ends in .tsv); else the
+//   `data` is empty        a `name` that is itself a manifest (a file, or ends in .tsv); else the
 //                          folders $SFT_DATA, ./data, and the built-in corpora in turn
 // Kind::input, listing the places looked at, if it is in none.
 std::string find_corpus(std::string_view name, const std::string& data = "");

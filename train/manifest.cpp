@@ -8,15 +8,17 @@
 #include <unordered_map>
 
 #include "engine/check.h"
+#include "engine/io/file.h"
 #include "engine/nearest.h"
 #include "engine/utf8.h"
-#include "train/text_file.h"
 
 namespace sft {
 
 namespace fs = std::filesystem;
 
 namespace {
+
+constexpr uint64_t kLargestManifest = 1 << 30;  // bytes; a million rows have about 200 MiB
 
 std::vector<std::string> split_tabs(std::string_view line) {
   std::vector<std::string> fields;
@@ -193,7 +195,7 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
 }
 
 Manifest read_manifest(const std::string& path) {
-  return parse_manifest(read_text_file(path), path);
+  return parse_manifest(read_text(path, kLargestManifest), path);
 }
 
 std::string manifest_text(const Manifest& manifest) {
@@ -203,10 +205,7 @@ std::string manifest_text(const Manifest& manifest) {
   return text;
 }
 
-namespace {
-
-// Why the row cannot be used; empty if it can.
-std::string fault(const Utterance& u, const RowLimits& limits) {
+std::string row_fault(const Utterance& u, const RowLimits& limits) {
   constexpr double kRounding = 0.02;  // seconds; manifests are written with few digits
   std::error_code error;
   if (!fs::is_regular_file(u.file, error)) return "no such file: " + printable(u.file);
@@ -221,12 +220,10 @@ std::string fault(const Utterance& u, const RowLimits& limits) {
   return "";
 }
 
-}  // namespace
-
 std::vector<BadRow> check_rows(const Manifest& manifest, const RowLimits& limits) {
   std::vector<BadRow> bad;
   for (const Utterance& u : manifest.rows)
-    if (std::string reason = fault(u, limits); !reason.empty())
+    if (std::string reason = row_fault(u, limits); !reason.empty())
       bad.push_back({u.index, u.id, std::move(reason)});
   return bad;
 }

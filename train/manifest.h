@@ -61,9 +61,10 @@ struct RowLimits {
   double min_seconds = 0.025, max_seconds = 60;
 };
 
-// Rows that cannot be used, judged without decoding: the file is not there, `seconds` outside the
-// limits, a cut that ends before it starts or is not as long as `seconds` says. Nothing is thrown:
-// `data.max_bad` is the caller's.
+// Why a row cannot be used, judged without decoding; empty if it can: the file is not there,
+// `seconds` outside the limits, a cut that ends before it starts or is not as long as `seconds`.
+std::string row_fault(const Utterance& row, const RowLimits& limits = {});
+// All such rows. Nothing is thrown: `data.max_bad` is the caller's.
 std::vector<BadRow> check_rows(const Manifest& manifest, const RowLimits& limits = {});
 
 }  // namespace sft

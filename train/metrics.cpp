@@ -6,8 +6,8 @@
 #include <unordered_set>
 
 #include "engine/check.h"
+#include "engine/io/file.h"
 #include "engine/utf8.h"
-#include "train/text_file.h"
 
 namespace sft {
 
@@ -188,8 +188,10 @@ std::vector<TrnLine> parse_trn(std::string_view text, const std::string& name) {
   return lines;
 }
 
+constexpr uint64_t kLargestTrn = 1 << 30;  // bytes
+
 std::vector<TrnLine> read_trn(const std::string& path) {
-  return parse_trn(read_text_file(path), path);
+  return parse_trn(read_text(path, kLargestTrn), path);
 }
 
 namespace {

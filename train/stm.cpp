@@ -7,9 +7,9 @@
 #include <unordered_map>
 
 #include "engine/check.h"
+#include "engine/io/file.h"
 #include "engine/utf8.h"
 #include "train/text.h"
-#include "train/text_file.h"
 
 namespace sft {
 
@@ -81,6 +81,8 @@ std::vector<StmSegment> parse_stm(std::string_view text, const std::string& name
 // ---- TED-LIUM
 
 namespace {
+
+constexpr uint64_t kLargestTranscript = 64 << 20;  // bytes, of one talk
 
 // One way the corpus is distributed: the folders of its splits.
 struct Tree {
@@ -165,7 +167,7 @@ class TedImporter {
  private:
   void read_split(const fs::path& folder, const std::string& split) {
     for (const fs::path& stm : stm_files(folder / "stm"))
-      for (const StmSegment& s : parse_stm(read_text_file(stm), stm))
+      for (const StmSegment& s : parse_stm(read_text(stm, kLargestTranscript), stm))
         if (usable(s)) add(s, folder / "sph", stm, split);
   }
 

@@ -3,10 +3,10 @@
 #include <algorithm>
 
 #include "engine/check.h"
+#include "engine/io/file.h"
 #include "engine/nearest.h"
 #include "engine/utf8.h"
 #include "train/metrics.h"
-#include "train/text_file.h"
 
 namespace sft {
 
@@ -101,7 +101,7 @@ Units Units::phones() {
 
 Units Units::from_file(const std::string& path) {
   std::vector<std::string> symbols;
-  const std::string text = read_text_file(path);
+  const std::string text = read_text(path);
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = std::min(text.find('\n', begin), text.size());
     symbols.push_back(text.substr(begin, end - begin));

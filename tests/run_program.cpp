@@ -1,0 +1,52 @@
+#include "tests/run_program.h"
+
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/wait.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+
+#include "engine/check.h"
+#include "engine/io/file.h"
+#include "tests/temporary_folder.h"
+
+extern char** environ;
+
+namespace sft::test {
+
+std::string program_path(const std::string& name) {
+  const char* folder = std::getenv("SFT_TOOLS");
+  const std::filesystem::path beside =
+      folder ? std::filesystem::path(folder)
+             : std::filesystem::read_symlink("/proc/self/exe").parent_path();
+  const std::filesystem::path path = beside / name;
+  return std::filesystem::exists(path) ? path.string() : "";
+}
+
+Outcome run_program(const std::string& name, const std::vector<std::string>& arguments) {
+  const TemporaryFolder folder;
+  const std::string path = program_path(name), out = folder / "out", err = folder / "err";
+  std::vector<char*> argv = {const_cast<char*>(path.c_str())};
+  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+  argv.push_back(nullptr);
+
+  posix_spawn_file_actions_t files;
+  posix_spawn_file_actions_init(&files);
+  posix_spawn_file_actions_addopen(&files, 0, "/dev/null", O_RDONLY, 0);
+  posix_spawn_file_actions_addopen(&files, 1, out.c_str(), O_WRONLY | O_CREAT, 0600);
+  posix_spawn_file_actions_addopen(&files, 2, err.c_str(), O_WRONLY | O_CREAT, 0600);
+  pid_t pid = 0;
+  const int error = posix_spawn(&pid, path.c_str(), &files, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&files);
+  if (error) fail(Kind::resource, "{}: {}", path, std::strerror(error));
+
+  int status = 0;
+  waitpid(pid, &status, 0);
+  constexpr uint64_t kMost = 64 << 20;
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read_text(out, kMost),
+          read_text(err, kMost)};
+}
+
+}  // namespace sft::test

@@ -1,0 +1,20 @@
+// Runs one of our programs, for tests of what a user sees.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace sft::test {
+
+struct Outcome {
+  int code = -1;  // exit code; 128 + signal
+  std::string out, err;
+};
+
+// The program's path: in $SFT_TOOLS, else beside the tests; empty if it was not built.
+std::string program_path(const std::string& name);
+
+// Standard input is empty. Kind::resource if the program cannot be started.
+Outcome run_program(const std::string& name, const std::vector<std::string>& arguments);
+
+}  // namespace sft::test
