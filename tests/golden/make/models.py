@@ -14,25 +14,13 @@ import os
 
 import torch
 from safetensors.torch import save_file
-
 from transformers import Wav2Vec2ForPreTraining
 
-from tiny import MODELS, canonical, ctc, folder, last_state, linear_init, load, rng, save, signal, states
+from tiny import MODELS, canonical, ctc, fill, folder, last_state, linear_init, load, rng, save, signal, states
 
 LENGTHS = {400: 1, 21920: 1, 99200: 16}            # samples -> every how many frames a row is stored
 UTTERANCES = [(3, 21920, [4, 1, 1, 9, 2, 5, 5, 5, 7, 3, 10, 6]), (4, 8000, [8, 2, 2, 1, 10])]   # seed, samples, labels
 VOCAB = 11
-
-
-def fill(name, tensor, r):
-    """New values for one parameter."""
-    shape = tuple(tensor.shape)
-    if 'norm' in name: return r.uniform(0.5, 1.5, shape) if name.endswith('weight') else r.normal(0, 0.2, shape)
-    if name.endswith(('original0', 'weight_g')): return r.uniform(0.5, 2.0, shape)
-    if name == 'masked_spec_embed': return r.uniform(0, 1, shape)
-    if name.endswith('bias'): return r.normal(0, 0.2, shape)
-    gain = 2.0 if 'q_proj' in name or 'k_proj' in name else 1.5 if 'conv_layers' in name else 1.0
-    return r.normal(0, gain / (tensor[0].numel()) ** 0.5, shape)
 
 
 def write_folder(name):

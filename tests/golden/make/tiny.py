@@ -127,3 +127,14 @@ def rng(text): return np.random.default_rng(list(text.encode()))
 
 
 def linear_init(r, out, inp, scale=1.0): return r.normal(0, scale / inp ** 0.5, (out, inp)), r.normal(0, 0.2, out)
+
+
+def fill(name, tensor, r):
+    """New values for one parameter."""
+    shape = tuple(tensor.shape)
+    if 'norm' in name: return r.uniform(0.5, 1.5, shape) if name.endswith('weight') else r.normal(0, 0.2, shape)
+    if name.endswith(('original0', 'weight_g')): return r.uniform(0.5, 2.0, shape)
+    if name == 'masked_spec_embed': return r.uniform(0, 1, shape)
+    if name.endswith('bias'): return r.normal(0, 0.2, shape)
+    gain = 2.0 if 'q_proj' in name or 'k_proj' in name else 1.5 if 'conv_layers' in name else 1.0
+    return r.normal(0, gain / (tensor[0].numel()) ** 0.5, shape)
