@@ -2,12 +2,21 @@
 
 #include <algorithm>
 
+#include "engine/ops/attention.h"
 #include "engine/ops/cross_entropy.h"
 #include "engine/ops/layer_norm.h"
 #include "engine/ops/segment_mean.h"
 #include "engine/ops/weighted_sum.h"
 
 namespace sft {
+
+Var attention(Tape& t, Var qkv, int heads, Dropout dropout, Segments segments) {
+  const AttentionOut out = attention_forward(t.ctx, qkv, heads, dropout, segments);
+  return t.record("attention", out.y, {qkv}, [=](Tape& t, Tensor dy) {
+    const Grad dqkv = t.grad(qkv);
+    attention_backward(t.ctx, dy, qkv, out, heads, dropout, segments, dqkv);
+  });
+}
 
 Var cross_entropy(Tape& t, Var logits, std::span<const int32_t> labels,
                   std::span<const float> weights) {

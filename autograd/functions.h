@@ -8,6 +8,7 @@
 
 namespace sft {
 
+Var attention(Tape& t, Var qkv, int heads, Dropout dropout, Segments segments);
 // A loss: ignores dy. labels and weights [N] outlive the backward.
 Var cross_entropy(Tape& t, Var logits, std::span<const int32_t> labels,
                   std::span<const float> weights);

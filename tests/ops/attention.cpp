@@ -1,0 +1,95 @@
+#include <cmath>
+
+#include "autograd/functions.h"
+#include "tests/op_spec.h"
+
+namespace sft {
+namespace {
+
+constexpr uint64_t kSeed = 1234;  // the harness's
+constexpr uint32_t kUpdate = 3;
+
+Dropout dropout_of(const Case& c) {
+  return c.training ? Dropout{.rate = 0.2f, .site = fnv1a("enc.3.attn.probs.dropout")} : Dropout{};
+}
+
+// What row i of an utterance's probabilities of one head is multiplied by.
+std::vector<double> factors(const Dropout& drop, int head, int32_t utterance, int64_t i,
+                            int64_t T) {
+  std::vector<double> f(static_cast<size_t>(T), 1.0);
+  for (int64_t j = 0; drop && j < T; ++j) {
+    const auto call = static_cast<uint32_t>(i * ((T + 7) / 8) + j / 8);
+    const PhiloxWords words = philox(kSeed, call, static_cast<uint32_t>(utterance), kUpdate,
+                                     drop.site + static_cast<uint32_t>(head));
+    f[j] = bits16(words, static_cast<int>(j % 8)) < drop.threshold()
+               ? 0
+               : 1 / (1 - drop.threshold() / 65536.0);
+  }
+  return f;
+}
+
+// One row of y: query row i of [first, first + T), head h.
+void attend(const Array& qkv, int64_t first, int64_t T, int64_t i, int h, int64_t D,
+            const std::vector<double>& factor, Array& y) {
+  const int64_t C = y.shape[1];
+  std::vector<double> p(static_cast<size_t>(T));
+  double top = -INFINITY, total = 0;
+  for (int64_t j = 0; j < T; ++j) {
+    for (int64_t d = h * D; d < (h + 1) * D; ++d)
+      p[j] += qkv.at(first + i, d) * qkv.at(first + j, C + d) / std::sqrt(D);
+    top = std::max(top, p[j]);
+  }
+  for (double& x : p) total += x = std::exp(x - top);
+  for (int64_t j = 0; j < T; ++j)
+    for (int64_t d = h * D; d < (h + 1) * D; ++d)
+      y.at(first + i, d) += factor[j] * p[j] / total * qkv.at(first + j, 2 * C + d);
+}
+
+// dims: heads, D
+std::vector<Array> oracle(std::span<const Array> in, const Case& c) {
+  const auto heads = static_cast<int>(c.dims[0]);
+  const int64_t D = c.dims[1], C = heads * D;
+  Array y{.shape = {c.T(), C},
+          .data = std::vector<double>(static_cast<size_t>(c.T() * C)),
+          .per_frame = true};
+  const Segments segments = c.segments();
+  for (int b = 0; b < segments.batch(); ++b)
+    for (int h = 0; h < heads; ++h)
+      for (int64_t i = 0, T = segments.length(b); i < T; ++i)
+        attend(in[0], segments.starts[b], T, i, h, D,
+               factors(dropout_of(c), h, segments.utterances[b], i, T), y);
+  return {y};
+}
+
+const RegisterOp spec(OpSpec{
+    .name = "attention",
+    .cases = {{.frames = {1}, .dims = {1, 4}},
+              {.frames = {7, 1, 33}, .dims = {2, 12}},
+              {.frames = {31, 65}, .dims = {2, 16}, .training = true},
+              {.frames = {130, 8}, .dims = {1, 64}},
+              {.frames = {17, 140}, .dims = {1, 80}, .training = true, .first_utterance = 5},
+              {.frames = {12, 3}, .dims = {3, 8}, .training = true},
+              {.frames = {}, .dims = {2, 8}},
+              {.frames = {250, 250, 250, 250}, .dims = {12, 64}, .bench = true},
+              {.frames = {500, 500}, .dims = {12, 64}, .bench = true},
+              {.frames = {1500}, .dims = {12, 64}, .bench = true},
+              {.frames = {1500}, .dims = {12, 64}, .bench = true, .training = true}},
+    .inputs = [](const Case& c, Fill& fill) -> std::vector<Array> {
+      return {fill.frames(c, 3 * c.dims[0] * c.dims[1], 1.5)};
+    },
+    .oracle = oracle,
+    .run = [](Tape& t, std::span<const Var> in, const Case& c) -> std::vector<Var> {
+      return {attention(t, in[0], static_cast<int>(c.dims[0]), dropout_of(c), c.segments())};
+    },
+    .cost =
+        [](const Case& c) {
+          double pairs = 0;
+          for (const double T : c.frames) pairs += T * T;
+          const auto C = static_cast<double>(c.dims[0] * c.dims[1]);
+          return Cost{.bytes = 16 * static_cast<double>(c.T()) * C, .flops = 4 * C * pairs};
+        },
+    .terms = 140 + 3 * 80,  // sums over keys, and over D for scores and slopes
+});
+
+}  // namespace
+}  // namespace sft
