@@ -300,6 +300,11 @@ TEST_CASE("audio: a file cut short is never taken for a shorter one") {
     }
     EXPECT(decode(whole).size() == 5000);
   }
+  // MP3 declares its length in a Xing header.
+  const int mp3 = SF_FORMAT_MPEG | SF_FORMAT_MPEG_LAYER_III;
+  const std::string whole = read_bytes(file_of(folder / "a", mp3, 16000, 2, x));
+  EXPECT(
+      has(refused(whole.substr(0, whole.size() / 2)).message, "(expected 5000, says its header"));
 }
 
 TEST_CASE("audio: a damaged FLAC gives an error or the same samples") {
@@ -308,7 +313,7 @@ TEST_CASE("audio: a damaged FLAC gives an error or the same samples") {
   const std::string whole =
       read_bytes(file_of(folder / "a", SF_FORMAT_FLAC | SF_FORMAT_PCM_16, 16000, 1, x));
   const std::vector<float> right = decode(whole);
-  int detected = 0, tried = 0;
+  int detected = 0, named = 0, tried = 0;
   for (size_t n = 42; n < whole.size(); n += 5, tried++) {
     std::string bytes = whole;
     bytes[n] = static_cast<char>(bytes[n] ^ 0x10);
@@ -317,8 +322,10 @@ TEST_CASE("audio: a damaged FLAC gives an error or the same samples") {
     } catch (const Error& e) {
       EXPECT(e.kind == Kind::input);
       detected++;
+      named += has(e.message, "damaged near sample ");
     }
   }
+  EXPECT(named > 0);
   EXPECT(detected > tried / 2);
 }
 
