@@ -5,6 +5,7 @@
 #include "engine/ops/attention.h"
 #include "engine/ops/cross_entropy.h"
 #include "engine/ops/layer_norm.h"
+#include "engine/ops/lstm.h"
 #include "engine/ops/segment_mean.h"
 #include "engine/ops/weighted_sum.h"
 
@@ -43,6 +44,36 @@ Var layer_norm(Tape& t, Var x, Var weight, Var bias, float eps) {
     const Grad dx = t.grad(x), dweight = t.grad(weight), dbias = t.grad(bias);
     layer_norm_backward(t.ctx, dy, x, weight, out.mean, out.rstd, dx, dweight, dbias);
   });
+}
+
+namespace {
+
+LstmWeights weights(const LstmVars& v) { return {v.w_ih, v.w_hh, v.b_ih, v.b_hh}; }
+
+LstmGrads gradients(Tape& t, const LstmVars& v) {
+  LstmGrads g;
+  g.b_ih = t.grad(v.b_ih);
+  g.b_hh = t.grad(v.b_hh);
+  g.w_ih = t.grad(v.w_ih);
+  g.w_hh = t.grad(v.w_hh);
+  return g;
+}
+
+}  // namespace
+
+Var lstm(Tape& t, Var x, const LstmVars& forwards, const LstmVars& backwards,
+         const Segments& segments) {
+  const std::array directions{weights(forwards), weights(backwards)};
+  const size_t D = backwards.w_ih ? 2 : 1;
+  const LstmOut out = lstm_forward(t.ctx, x, {directions.data(), D}, segments);
+  const LstmVars &f = forwards, &b = backwards;
+  return t.record(
+      "lstm", out.y, {x, f.w_ih, f.w_hh, f.b_ih, f.b_hh, b.w_ih, b.w_hh, b.b_ih, b.b_hh},
+      [=](Tape& t, Tensor dy) {
+        const Grad dx = t.grad(x);
+        const std::array grads{gradients(t, forwards), gradients(t, backwards)};
+        lstm_backward(t.ctx, dy, x, {directions.data(), D}, segments, out, dx, {grads.data(), D});
+      });
 }
 
 Var segment_mean(Tape& t, Var x, const Segments& segments) {

@@ -20,6 +20,12 @@ struct CtcLoss {
 CtcLoss ctc(Tape& t, Var logits, const Segments& segments, const CtcTargets& targets,
             std::span<const float> weights, int blank);
 Var layer_norm(Tape& t, Var x, Var weight, Var bias, float eps);
+struct LstmVars {
+  Var w_ih, w_hh, b_ih, b_hh;
+};
+// backwards empty: one direction.
+Var lstm(Tape& t, Var x, const LstmVars& forwards, const LstmVars& backwards,
+         const Segments& segments);
 Var segment_mean(Tape& t, Var x, const Segments& segments);
 // At most kMaxStates states.
 Var weighted_sum(Tape& t, std::span<const Var> states, Var w, bool normalize);

@@ -13,14 +13,24 @@ namespace sft::HWY_NAMESPACE {
 using Doubles = hn::ScalableTag<double>;
 using DVec = hn::Vec<Doubles>;
 
+// log(exp(a) + exp(b)); -inf if both are.
+HWY_INLINE DVec log_add(DVec a, DVec b) {
+  const Doubles d;
+  const DVec most = hn::Max(a, b), none = hn::Set(d, -HUGE_VAL);
+  const DVec rest = hn::Exp(d, hn::Sub(hn::Min(a, b), most));
+  const DVec sum = hn::Add(most, hn::Log(d, hn::Add(rest, hn::Set(d, 1))));
+  return hn::IfThenElse(hn::Eq(most, none), none, sum);
+}
+
 // log(exp(a) + exp(b) + exp(c)); -inf if all are.
 HWY_INLINE DVec log_add(DVec a, DVec b, DVec c) {
   const Doubles d;
-  const DVec most = hn::Max(a, hn::Max(b, c));
-  const DVec total = hn::Add(hn::Exp(d, hn::Sub(a, most)),
-                             hn::Add(hn::Exp(d, hn::Sub(b, most)), hn::Exp(d, hn::Sub(c, most))));
+  const DVec high = hn::Max(a, b), low = hn::Min(a, b), most = hn::Max(high, c);
+  const DVec rest =
+      hn::Add(hn::Exp(d, hn::Sub(low, most)), hn::Exp(d, hn::Sub(hn::Min(high, c), most)));
   const DVec none = hn::Set(d, -HUGE_VAL);
-  return hn::IfThenElse(hn::Eq(most, none), none, hn::Add(most, hn::Log(d, total)));
+  const DVec sum = hn::Add(most, hn::Log(d, hn::Add(rest, hn::Set(d, 1))));
+  return hn::IfThenElse(hn::Eq(most, none), none, sum);
 }
 
 // One frame on: the states that lead to each state, without the emission of the new frame.
@@ -29,10 +39,9 @@ HWY_INLINE DVec log_add(DVec a, DVec b, DVec c) {
 void ctc_step(const double* prev, const double* skip, int64_t P, double* next) {
   const Doubles d;
   const double* label = prev + P;
-  const DVec none = hn::Set(d, -HUGE_VAL);
   for (int64_t i = 0; i < P; i += static_cast<int64_t>(hn::Lanes(d))) {
     const DVec before = hn::LoadU(d, label + i - 1), blank = hn::LoadU(d, prev + i);
-    hn::StoreU(log_add(blank, before, none), d, next + i);
+    hn::StoreU(log_add(blank, before), d, next + i);
     const DVec skipped = hn::Add(before, hn::LoadU(d, skip + i));
     hn::StoreU(log_add(hn::LoadU(d, label + i), blank, skipped), d, next + P + i);
   }
