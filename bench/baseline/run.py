@@ -131,6 +131,13 @@ def versions():
     return {name: f'{package} {importlib.metadata.version(package)}' for name, package in packages.items()}
 
 
+def command(args):
+    """The options that matter, without this machine's paths."""
+    given = {'--sft-bench': args.sft_bench, '--sft-merge': args.sft_merge, '--sft-extract': args.sft_extract}
+    given = ''.join(f' {k} {shlex.quote(v)}' for k, v in given.items() if v)
+    return f'run.py --threads {args.threads} --repeats {args.repeats} --variants {args.variants}{given}'
+
+
 def spread(values): return dict(median=statistics.median(values), min=min(values), max=max(values), n=len(values))
 
 
@@ -145,7 +152,7 @@ def measure(workload, running, args):
     rows = []
     for side, values in times.items():
         row = {'peer': side, 'version': version.get(side, ''), 'device': cpu()[0], 'workload_id': workload,
-               'class': 'exact', 'config': running[side].config, 'command': ' '.join(sys.argv), 'threads': args.threads,
+               'class': 'exact', 'config': running[side].config, 'command': command(args), 'threads': args.threads,
                'seconds': spread(values)}
         if seconds: row['as_per_s'] = spread([seconds / v for v in values])
         if 'sft' in times and side != 'sft': row['pairs'] = [[s, v] for s, v in zip(times['sft'], values)]
