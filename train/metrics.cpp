@@ -26,7 +26,11 @@ Edits& Edits::operator+=(const Edits& other) {
 
 std::string align(std::span<const int32_t> ref, std::span<const int32_t> hyp) {
   constexpr int32_t kSubstitution = 4, kGap = 3;
+  constexpr size_t kMostCells = size_t{1} << 31;
   const size_t width = hyp.size() + 1;
+  if (ref.size() >= kMostCells / width)
+    fail(Kind::input, "alignment of {} with {} tokens (expected utterances, not whole texts)",
+         ref.size(), hyp.size());
   std::string step((ref.size() + 1) * width, 'I');  // the last step into each cell
   std::vector<int32_t> cost(width), above(width);
   for (size_t j = 0; j < width; ++j) cost[j] = static_cast<int32_t>(j) * kGap;

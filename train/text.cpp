@@ -123,6 +123,14 @@ Units Units::named(const std::string& name) {
 
 bool Units::special(int32_t id) const { return id == blank_ || looks_special(symbols_[id]); }
 
+std::string Units::first_units() const {
+  constexpr size_t kNamed = 8;
+  std::vector<std::string> named;
+  for (const auto& [symbol, id] : id_of_)
+    if (named.size() < kNamed) named.push_back(printable(symbol));
+  return fmt::format("{}{}", fmt::join(named, " "), id_of_.size() > kNamed ? " ..." : "");
+}
+
 std::vector<int32_t> Units::encode(std::string_view text, std::string_view where) const {
   constexpr size_t kLongest = 4096;
   std::vector<int32_t> ids;
@@ -130,9 +138,8 @@ std::vector<int32_t> Units::encode(std::string_view text, std::string_view where
     const auto at = id_of_.find(symbol == " " && characters_ ? "|" : symbol);
     if (at == id_of_.end() || (symbol == "|" && characters_))
       fail(Kind::input, Hint{"sft-data check lists every row like this"},
-           "{}: '{}' is not a unit (expected one of {} units: {}, {}, ...)", where,
-           printable(symbol), id_of_.size(), id_of_.begin()->first,
-           std::next(id_of_.begin())->first);
+           "{}: '{}' is not a unit (expected one of {}: {})", where, printable(symbol),
+           id_of_.size(), first_units());
     ids.push_back(at->second);
   }
   if (ids.size() > kLongest)

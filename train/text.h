@@ -51,6 +51,7 @@ class Units {
 
  private:
   bool special(int32_t id) const;
+  std::string first_units() const;  // for messages
 
   std::vector<std::string> symbols_;
   std::map<std::string, int32_t, std::less<>> id_of_;  // without specials

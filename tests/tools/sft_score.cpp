@@ -1,6 +1,10 @@
+#include <sys/wait.h>
+
+#include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "engine/io/file.h"
 #include "tests/doctest.h"
 #include "tests/run_program.h"
 #include "tests/temporary_folder.h"
@@ -79,4 +83,23 @@ TEST_CASE("sft-score: help and version are data") {
                              "--version", "REF.trn", "HYP.trn"})
     EXPECT(help.out.find(option) != std::string::npos);
   EXPECT(run_program("sft-score", {"--version"}).out.find("sft-score ") == 0);
+}
+
+TEST_CASE("sft-score: standard output that is full, closed, or not read") {
+  if (absent()) return;
+  const test::TemporaryFolder folder;
+  const std::string tool =
+      "'" + test::program_path("sft-score") + "' --help 2>'" + (folder / "err") + "'";
+  const auto code = [&](const std::string& command) {
+    return WEXITSTATUS(std::system(command.c_str()));
+  };
+  EXPECT(code(tool + " >/dev/full") == 4);
+  EXPECT(read_text(folder / "err") ==
+         "sft-score: error: standard output: No space left on device\n");
+  EXPECT(code(tool + " >&-") == 0);
+  // the reader has gone before the first byte
+  const std::string rc = folder / "rc";
+  code("(sleep 0.1; " + tool + "; echo $? >'" + rc + "') | true");
+  EXPECT(read_text(rc) == "141\n");
+  EXPECT(read_text(folder / "err") == "");
 }

@@ -23,6 +23,8 @@ TEST_CASE("metrics: alignments by hand") {
   // six gaps (18) are cheaper than five substitutions (20), although they are more edits
   EXPECT(count_steps(steps("a b c d e x y", "x y a b c d e")).total() == 4);
   EXPECT(steps("p q r x y", "x y s t u") == "DDDCCIII");
+  const std::vector<int32_t> book(1 << 16);
+  EXPECT(test::error_of([&] { align(book, book); }).kind == Kind::input);
   const std::vector<int32_t> pqrxy = {1, 2, 3, 4, 5}, xystu = {4, 5, 6, 7, 8};
   EXPECT(edit_distance(pqrxy, xystu) == 5);
 }

@@ -56,6 +56,9 @@ TEST_CASE("text: phones, words, and lists of one's own") {
   std::filesystem::remove(path);
   const Units imported = Units::from_symbols({"|", "A", "B", "<pad>"}, 3);  // a blank of its own
   EXPECT(imported.decode(imported.encode("A B", "x")) == "A B");
+  EXPECT(test::error_of([] {
+           Units::from_symbols({"<pad>", "A"}).encode("B", "x");
+         }).message == "x: 'B' is not a unit (expected one of 1: A)");
   EXPECT(test::error_of([] { Units::from_symbols({"a", "b"}, 2); }).kind == Kind::input);
 }
 
