@@ -3,7 +3,9 @@
 #include <algorithm>
 
 #include "engine/ops/attention.h"
+#include "engine/ops/cosine_logits.h"
 #include "engine/ops/cross_entropy.h"
+#include "engine/ops/feature_penalty.h"
 #include "engine/ops/layer_norm.h"
 #include "engine/ops/lstm.h"
 #include "engine/ops/segment_mean.h"
@@ -16,6 +18,14 @@ Var attention(Tape& t, Var qkv, int heads, Dropout dropout, Segments segments) {
   return t.record("attention", out.y, {qkv}, [=](Tape& t, Tensor dy) {
     const Grad dqkv = t.grad(qkv);
     attention_backward(t.ctx, dy, qkv, out, heads, dropout, segments, dqkv);
+  });
+}
+
+Var cosine_logits(Tape& t, Var x, Var embedding, float temperature) {
+  const CosineLogitsOut out = cosine_logits_forward(t.ctx, x, embedding, temperature);
+  return t.record("cosine_logits", out.logits, {x, embedding}, [=](Tape& t, Tensor dlogits) {
+    const Grad dx = t.grad(x), dembedding = t.grad(embedding);
+    cosine_logits_backward(t.ctx, dlogits, x, embedding, out, temperature, dx, dembedding);
   });
 }
 
@@ -36,6 +46,14 @@ CtcLoss ctc(Tape& t, Var logits, const Segments& segments, const CtcTargets& tar
     ctc_backward(t.ctx, logits, segments, targets, weights, blank, out, dlogits);
   });
   return {losses, out.infeasible};
+}
+
+Var feature_penalty(Tape& t, Var x, Segments segments, std::span<const float> weights) {
+  const Tensor losses = feature_penalty_forward(t.ctx, x, segments);
+  return t.record("feature_penalty", losses, {x}, [=](Tape& t, Tensor) {
+    const Grad dx = t.grad(x);
+    feature_penalty_backward(t.ctx, x, segments, weights, dx);
+  });
 }
 
 Var layer_norm(Tape& t, Var x, Var weight, Var bias, float eps) {

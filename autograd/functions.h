@@ -8,7 +8,9 @@
 
 namespace sft {
 
+// segments outlive the backward.
 Var attention(Tape& t, Var qkv, int heads, Dropout dropout, Segments segments);
+Var cosine_logits(Tape& t, Var x, Var embedding, float temperature);
 // A loss: ignores dy. labels and weights [N] outlive the backward.
 Var cross_entropy(Tape& t, Var logits, std::span<const int32_t> labels,
                   std::span<const float> weights);
@@ -19,6 +21,8 @@ struct CtcLoss {
 // A loss: ignores dy. segments, targets and weights [B] outlive the backward.
 CtcLoss ctc(Tape& t, Var logits, const Segments& segments, const CtcTargets& targets,
             std::span<const float> weights, int blank);
+// A loss: ignores dy. segments and weights [B] outlive the backward.
+Var feature_penalty(Tape& t, Var x, Segments segments, std::span<const float> weights);
 Var layer_norm(Tape& t, Var x, Var weight, Var bias, float eps);
 struct LstmVars {
   Var w_ih, w_hh, b_ih, b_hh;
