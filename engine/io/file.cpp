@@ -72,11 +72,9 @@ std::span<const std::byte> InputFile::map(Advice advice) const {
     if (start == MAP_FAILED)
       fail(Kind::resource, "{}: cannot map {} bytes ({})", printable(path()), size(), why(errno));
     state_->mapping = {static_cast<const std::byte*>(start), size()};
+    constexpr std::array kAdvice{MADV_SEQUENTIAL, MADV_RANDOM, MADV_WILLNEED};
+    ::madvise(start, size(), kAdvice[static_cast<size_t>(advice)]);
   });
-  constexpr std::array kAdvice{MADV_SEQUENTIAL, MADV_RANDOM, MADV_WILLNEED};
-  if (!state_->mapping.empty())
-    ::madvise(const_cast<std::byte*>(state_->mapping.data()), size(),
-              kAdvice[static_cast<size_t>(advice)]);
   return state_->mapping;
 }
 

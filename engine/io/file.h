@@ -31,7 +31,8 @@ class InputFile {
 
   // Fills `to` from `offset`; a file that ends before is an error.
   void read_at(uint64_t offset, std::span<std::byte> to) const;
-  // The whole file, mapped read-only on the first call; lives as long as this object.
+  // The whole file, mapped read-only on the first call, whose advice counts; lives as long as this
+  // object.
   std::span<const std::byte> map(Advice advice = Advice::will_need) const;
 
  private:

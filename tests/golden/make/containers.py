@@ -71,8 +71,9 @@ def check(path):
         with safetensors.safe_open(path, "numpy") as f:
             print(f.metadata())
             for name in f.keys():
-                print(name, f.get_slice(name).get_dtype(), f.get_slice(name).get_shape(),
-                      f.get_tensor(name).ravel()[:4])
+                stored = f.get_slice(name)
+                values = "" if stored.get_dtype() == "BF16" else f.get_tensor(name).ravel()[:4]
+                print(name, stored.get_dtype(), stored.get_shape(), values)
 
 
 if sys.argv[1:2] == ["--check"]:
