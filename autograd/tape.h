@@ -21,27 +21,9 @@
 #include <vector>
 
 #include "engine/context.h"
+#include "engine/params.h"
 
 namespace sft {
-
-constexpr int kParameter = -1;  // GradSlot::block of a parameter
-constexpr int kTopLevel = 0;    // ... of a value made outside of any block
-
-// A value's gradient. A parameter's lives in its store, everything else's on the tape.
-struct GradSlot {
-  Tensor to;             // empty until somebody asks for the gradient
-  bool written = false;  // something is there: the next writer adds
-  int block = kTopLevel;
-};
-
-struct Var {
-  Tensor value;
-  GradSlot* slot = nullptr;  // null: a constant
-
-  operator Tensor() const { return value; }
-  const Shape& shape() const { return value.shape; }
-  explicit operator bool() const { return static_cast<bool>(value); }  // an absent (optional) input
-};
 
 class Tape {
  public:

@@ -1,0 +1,154 @@
+#include "engine/params.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "engine/formats/numbers.h"
+
+namespace sft {
+
+Tensor TensorMap::find(std::string_view name) const {
+  const auto it = tensors.find(name);
+  return it == tensors.end() ? Tensor() : it->second;
+}
+
+void TensorMap::add_owned(const std::string& name, Shape shape, std::vector<float> values) {
+  auto owned = std::make_shared<std::vector<float>>(std::move(values));
+  tensors[name] = Tensor(owned->data(), shape);
+  keep.push_back(std::move(owned));
+}
+
+namespace {
+
+Shape part_shape(const ParamRequest& request) {
+  std::vector<int64_t> dims(request.shape.dims().begin(), request.shape.dims().end());
+  const auto parts = static_cast<int64_t>(request.names.size());
+  CHECK(dims[0] % parts == 0, "{}: {} is not {} parts", request.names[0], request.shape, parts);
+  dims[0] /= parts;
+  return Shape(std::span<const int64_t>(dims));
+}
+
+void check_source(const ParamRequest& request, const TensorMap& source, std::string_view where) {
+  const Shape part = part_shape(request);
+  for (const std::string& name : request.names) {
+    const Tensor t = source.find(name);
+    if (!t.data && t.shape.rank() == 0)
+      fail(Kind::input, "{}: tensor {} is missing (expected {})", where, name, part);
+    if (t.shape != part)
+      fail(Kind::input, "{}: tensor {} is {} (expected {})", where, name, t.shape, part);
+  }
+}
+
+// The parts lie behind each other as f32: they are one tensor already.
+bool contiguous(const ParamRequest& request, const TensorMap& source) {
+  const char* next = nullptr;
+  for (const std::string& name : request.names) {
+    const Tensor t = source.find(name);
+    if (t.dtype != Dtype::f32 || reinterpret_cast<uintptr_t>(t.data) % 4 != 0) return false;
+    if (next && next != t.data) return false;
+    next = static_cast<const char*>(t.data) + t.bytes();
+  }
+  return true;
+}
+
+void copy_parts(const ParamRequest& request, const TensorMap& source, float* to) {
+  for (const std::string& name : request.names) {
+    const Tensor t = source.find(name);
+    to_f32(t.dtype, static_cast<const std::byte*>(t.data), to, t.count());
+    to += t.count();
+  }
+}
+
+}  // namespace
+
+Tensor ParamStore::frozen_value(const ParamRequest& request, const TensorMap& source) {
+  const Tensor first = source.find(request.names[0]);
+  if (contiguous(request, source)) return Tensor(first.data, request.shape);
+  auto own = std::make_shared<std::vector<float>>(request.shape.count());
+  copy_parts(request, source, own->data());
+  keep_.push_back(own);
+  own_bytes_ += request.shape.count() * static_cast<int64_t>(sizeof(float));
+  return Tensor(own->data(), request.shape);
+}
+
+void ParamStore::allocate(int64_t count) {
+  const int64_t bytes = (count * static_cast<int64_t>(sizeof(float)) + 63) / 64 * 64;
+  buffers_ = std::make_unique<Arena>(std::max<int64_t>(4 * bytes, 4096));
+  for (Tensor* flat : {&master_, &grad_, &moment1_, &moment2_}) *flat = buffers_->tensor({count});
+  own_bytes_ += 4 * bytes;  // fresh pages are zero: so are the moments
+}
+
+void ParamStore::bind(const std::vector<ParamRequest>& requests, const TensorMap& source,
+                      std::string_view where, const Placement& placement,
+                      std::vector<std::string> range_names) {
+  CHECK(bound_.empty(), "a store is bound once");
+  for (const ParamRequest& request : requests) {
+    check_source(request, source, where);
+    const int range = placement ? placement(request.names[0]) : -1;
+    CHECK(range < static_cast<int>(range_names.size()), "{}: range {}", request.names[0], range);
+    bound_.push_back({request, range, 0, {.block = kParameter}});
+  }
+  int64_t count = 0;
+  for (size_t r = 0; r < range_names.size(); ++r) {
+    ranges_.push_back({range_names[r], count, count});
+    for (Bound& bound : bound_) {
+      if (bound.range != static_cast<int>(r)) continue;
+      bound.offset = count;
+      count += bound.request.shape.count();
+    }
+    ranges_.back().end = count;
+  }
+  allocate(count);
+  prepared_.add_parameters(master_.data, master_.bytes());
+  for (Bound& bound : bound_) {
+    const ParamRequest& request = bound.request;
+    Tensor value;
+    if (bound.range < 0) {
+      value = frozen_value(request, source);
+      prepared_.add_parameters(value.data, value.bytes());
+    } else {
+      value = master_.slice(bound.offset, request.shape.count()).reshaped(request.shape);
+      bound.slot.to = grad_.slice(bound.offset, request.shape.count()).reshaped(request.shape);
+      copy_parts(request, source, value.f32());
+    }
+    *request.out = {value, bound.range < 0 ? nullptr : &bound.slot};
+    const Shape part = part_shape(request);
+    for (size_t i = 0; i < request.names.size(); ++i) {
+      float* data = value.f32() + static_cast<int64_t>(i) * part.count();
+      named_.push_back({request.names[i], Tensor(data, part), bound.range});
+    }
+  }
+  keep_.insert(keep_.end(), source.keep.begin(), source.keep.end());
+}
+
+const ParamStore::Named* ParamStore::find(std::string_view name) const {
+  for (const Named& named : named_)
+    if (named.name == name) return &named;
+  return nullptr;
+}
+
+void ParamStore::set_active(int range, bool active) {
+  for (Bound& bound : bound_)
+    if (bound.range == range) bound.request.out->slot = active ? &bound.slot : nullptr;
+}
+
+void ParamStore::forget_gradients() {
+  for (Bound& bound : bound_) bound.slot.written = false;
+}
+
+void ParamStore::zero_unwritten() {
+  for (Bound& bound : bound_)
+    if (bound.request.out->slot && !bound.slot.written) {
+      std::memset(bound.slot.to.data, 0, bound.slot.to.bytes());
+      bound.slot.written = true;
+    }
+}
+
+void ParamStore::weights_changed(const Range& range) {
+  const Tensor changed = part(master_, range);
+  prepared_.weights_changed(changed.data, changed.bytes());
+}
+
+int64_t ParamStore::bytes() const { return own_bytes_ + prepared_.bytes(); }
+
+}  // namespace sft
