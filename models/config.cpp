@@ -1,0 +1,232 @@
+#include "models/config.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "engine/check.h"
+#include "engine/nearest.h"
+
+namespace sft {
+
+int64_t Config::hop() const {
+  int64_t hop = 1;
+  for (int64_t stride : conv_strides) hop *= stride;
+  return hop;
+}
+
+int64_t Config::receptive() const {
+  int64_t receptive = 1, hop = 1;
+  for (size_t i = 0; i < conv_kernels.size(); ++i) {
+    receptive += (conv_kernels[i] - 1) * hop;
+    hop *= conv_strides[i];
+  }
+  return receptive;
+}
+
+int64_t Config::frames(int64_t samples) const {
+  return samples < receptive() ? 0 : (samples - receptive()) / hop() + 1;
+}
+
+void check_config(const Config& config, std::string_view where) {
+  const auto require = [&](bool ok, std::string_view what) {
+    if (!ok) fail(Kind::input, "{}: configuration: {}", where, what);
+  };
+  const auto size = [](int64_t n) { return n >= 1 && n <= 1 << 20; };
+  require(config.arch == "hubert" || config.arch == "wav2vec2",
+          fmt::format("architecture {} is not one that this version runs (expected hubert or wav2vec2)",
+                      printable(config.arch)));
+  require(config.layers >= 1 && config.layers <= 64, "block_count is not in 1..64");
+  require(size(config.width) && size(config.ffn) && size(config.heads), "a width is not in 1..2^20");
+  require(config.width % config.heads == 0, "attention.head_count does not divide embedding_length");
+  require(config.norm_eps > 0 && config.norm_eps < 1, "attention.layer_norm_epsilon is not in (0, 1)");
+  require(config.normalize_eps > 0 && config.normalize_eps < 1, "input.normalize_eps is not in (0, 1)");
+  const size_t convs = config.conv_dims.size();
+  require(convs >= 1 && convs <= 16 && config.conv_kernels.size() == convs && config.conv_strides.size() == convs,
+          "conv.dims, conv.kernels and conv.strides are not lists of one length (1..16)");
+  for (size_t i = 0; i < convs; ++i) {
+    require(size(config.conv_dims[i]), "conv.dims has a value that is not in 1..2^20");
+    require(config.conv_strides[i] >= 1 && config.conv_kernels[i] >= config.conv_strides[i] && config.conv_kernels[i] <= 64,
+            "conv.kernels and conv.strides must be 1 <= stride <= kernel <= 64");
+  }
+  require(config.conv_norm == "group" || config.conv_norm == "layer", "conv.norm is not group or layer");
+  require(config.pos_kernel >= 1 && config.pos_kernel <= 1024, "pos_conv.kernel is not in 1..1024");
+  require(config.pos_groups >= 1 && config.width % config.pos_groups == 0,
+          "pos_conv.groups does not divide embedding_length");
+  const auto& t = config.train;
+  for (double p : {t.dropout, t.attention_dropout, t.activation_dropout, t.input_dropout, t.feature_dropout, t.layerdrop})
+    require(p >= 0 && p < 1, "a dropout is not in [0, 1)");
+  if (config.task.kind.empty()) return;
+  require(config.task.kind == "ctc" || config.task.kind == "classify", "sft.task.kind is not ctc or classify");
+  require(config.task.head == "linear" || config.task.head == "blstm" || config.task.head == "mean",
+          "sft.task.head is not linear, blstm or mean");
+  require(size(config.task.width) && config.task.layers >= 1 && config.task.layers <= 16,
+          "sft.task.width or sft.task.layers is out of range");
+  require(!config.task.units.empty(), "sft.task.units is empty");
+  require(config.task.blank >= 0 && config.task.blank < static_cast<int64_t>(config.task.units.size()),
+          "sft.task.blank is not one of the units");
+}
+
+namespace {
+
+// One member and its key; the same list reads and writes.
+class Fields {
+ public:
+  Fields(Config& config, const Metadata* from, Metadata* to) : c_(config), from_(from), to_(to) {}
+
+  void all() {
+    const std::string a = c_.arch + ".";
+    field(a + "block_count", c_.layers);
+    field(a + "embedding_length", c_.width);
+    field(a + "feed_forward_length", c_.ffn);
+    field(a + "attention.head_count", c_.heads);
+    field(a + "attention.layer_norm_epsilon", c_.norm_eps);
+    field(a + "attention.pre_norm", c_.pre_norm);
+    field(a + "conv.dims", c_.conv_dims);
+    field(a + "conv.kernels", c_.conv_kernels);
+    field(a + "conv.strides", c_.conv_strides);
+    field(a + "conv.bias", c_.conv_bias);
+    field(a + "conv.norm", c_.conv_norm);
+    field(a + "feat_norm", c_.feat_norm);
+    field(a + "pos_conv.kernel", c_.pos_kernel);
+    field(a + "pos_conv.groups", c_.pos_groups);
+    field(a + "input.normalize", c_.normalize);
+    field(a + "input.normalize_eps", c_.normalize_eps);
+    field(a + "train.dropout", c_.train.dropout);
+    field(a + "train.attention_dropout", c_.train.attention_dropout);
+    field(a + "train.activation_dropout", c_.train.activation_dropout);
+    field(a + "train.input_dropout", c_.train.input_dropout);
+    field(a + "train.feature_dropout", c_.train.feature_dropout);
+    field(a + "train.layerdrop", c_.train.layerdrop);
+    field(a + "train.feature_grad_mult", c_.train.feature_grad_mult);
+    field(a + "train.mask_prob", c_.train.mask_prob);
+    field(a + "train.mask_length", c_.train.mask_length);
+    field(a + "pretrain.dim", c_.pretrain.dim);
+    field(a + "pretrain.temp", c_.pretrain.temp);
+    if (c_.arch == "wav2vec2") {
+      field(a + "pretrain.vq.groups", c_.pretrain.vq_groups);
+      field(a + "pretrain.vq.vars", c_.pretrain.vq_vars);
+    }
+    if (to_ ? !c_.task.kind.empty() : from_->has("sft.task.kind")) task();
+  }
+  const std::set<std::string, std::less<>>& keys() const { return keys_; }
+
+ private:
+  void task() {
+    field("sft.task.kind", c_.task.kind);
+    field("sft.task.head", c_.task.head);
+    field("sft.task.width", c_.task.width);
+    field("sft.task.layers", c_.task.layers);
+    field("sft.task.blank", c_.task.blank);
+    field("sft.task.units", c_.task.units);
+  }
+
+  static void get(const Metadata& m, const std::string& key, int64_t& v) { v = m.integer(key); }
+  static void get(const Metadata& m, const std::string& key, double& v) { v = m.real(key); }
+  static void get(const Metadata& m, const std::string& key, bool& v) { v = m.boolean(key); }
+  static void get(const Metadata& m, const std::string& key, std::string& v) { v = m.string(key); }
+  static void get(const Metadata& m, const std::string& key, std::vector<int64_t>& v) { v = m.integers(key); }
+  static void get(const Metadata& m, const std::string& key, std::vector<std::string>& v) { v = m.strings(key); }
+
+  template <class T>
+  void field(std::string key, T& value) {
+    if (to_) to_->set(key, value);
+    if (from_ && from_->has(key)) get(*from_, key, value);
+    keys_.insert(std::move(key));
+  }
+
+  Config& c_;
+  const Metadata* from_;
+  Metadata* to_;
+  std::set<std::string, std::less<>> keys_;
+};
+
+Config base() { return {}; }
+
+Config large(std::string arch, bool conv_bias) {
+  Config c;
+  c.arch = std::move(arch);
+  c.layers = 24, c.width = 1024, c.ffn = 4096, c.heads = 16;
+  c.pre_norm = c.normalize = true;
+  c.conv_norm = "layer", c.conv_bias = conv_bias;
+  c.train = {.dropout = 0, .attention_dropout = 0, .input_dropout = 0, .feature_dropout = 0, .layerdrop = 0, .feature_grad_mult = 1};
+  c.pretrain.dim = 768;
+  return c;
+}
+
+// Small enough to pre-train on two cores in a minute; docs/demo.md.
+Config tiny() {
+  Config c;
+  c.layers = 4, c.width = 128, c.ffn = 512, c.heads = 4;
+  c.conv_dims = {32, 32, 64, 64, 128, 128, 128};
+  c.pos_kernel = 32, c.pos_groups = 8;
+  c.normalize = true;
+  c.pretrain.dim = 64;
+  c.train.layerdrop = 0;
+  return c;
+}
+
+const std::map<std::string, Config, std::less<>>& presets() {
+  static const auto table = [] {
+    std::map<std::string, Config, std::less<>> t;
+    t["hubert-base"] = base();
+    t["hubert-large"] = large("hubert", false);
+    t["hubert-xlarge"] = large("hubert", false);
+    Config& xlarge = t["hubert-xlarge"];
+    xlarge.layers = 48, xlarge.width = 1280, xlarge.ffn = 5120, xlarge.pretrain.dim = 1024;
+    t["hubert-tiny"] = tiny();
+    t["wav2vec2-base"] = base();
+    t["wav2vec2-base"].arch = "wav2vec2";
+    t["wav2vec2-base"].train.mask_prob = 0.65;
+    t["wav2vec2-large"] = large("wav2vec2", true);
+    t["wav2vec2-large"].train.mask_prob = 0.65;
+    t["wav2vec2-tiny"] = tiny();
+    t["wav2vec2-tiny"].arch = "wav2vec2";
+    return t;
+  }();
+  return table;
+}
+
+}  // namespace
+
+Config config_from_metadata(const Metadata& metadata, std::string_view where) {
+  Config config;
+  config.arch = metadata.string("general.architecture");
+  Fields fields(config, &metadata, nullptr);
+  fields.all();
+  config.provenance = Metadata(std::string(where));
+  for (const auto& [key, value] : metadata.entries()) {
+    const bool ours = key.starts_with(config.arch + ".") || key.starts_with("sft.task.");
+    if (fields.keys().contains(key) || key == "general.architecture") continue;
+    if (ours)
+      fail(Kind::input, Hint{did_you_mean(key, std::vector<std::string>(fields.keys().begin(), fields.keys().end()))},
+           "{}: key {} is not known", where, printable(key));
+    config.provenance.set(key, value);
+  }
+  check_config(config, where);
+  return config;
+}
+
+Metadata metadata_from_config(const Config& config) {
+  Metadata metadata;
+  metadata.set("general.architecture", config.arch);
+  Config copy = config;
+  Fields(copy, nullptr, &metadata).all();
+  for (const auto& [key, value] : config.provenance.entries()) metadata.set(key, value);
+  return metadata;
+}
+
+Config preset(std::string_view name) {
+  const auto it = presets().find(name);
+  if (it == presets().end())
+    fail(Kind::usage, Hint{did_you_mean(name, preset_names())}, "there is no preset {}", printable(name));
+  return it->second;
+}
+
+std::vector<std::string> preset_names() {
+  std::vector<std::string> names;
+  for (const auto& [name, config] : presets()) names.push_back(name);
+  return names;
+}
+
+}  // namespace sft

@@ -1,0 +1,75 @@
+// Config: what kind of encoder a model is, and what head it carries. One plain struct, whatever the
+// container it came from; the keys of a GGUF file (docs/contract.md section 2) are its schema.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/formats/metadata.h"
+
+namespace sft {
+
+struct Config {
+  std::string arch = "hubert";  // hubert, wav2vec2
+  int64_t layers = 12;          // block_count
+  int64_t width = 768;          // embedding_length, C
+  int64_t ffn = 3072;           // feed_forward_length, F
+  int64_t heads = 12;           // attention.head_count, H
+  double norm_eps = 1e-5;       // attention.layer_norm_epsilon
+  bool pre_norm = false;        // attention.pre_norm
+
+  std::vector<int64_t> conv_dims = {512, 512, 512, 512, 512, 512, 512};
+  std::vector<int64_t> conv_kernels = {10, 3, 3, 3, 3, 2, 2};
+  std::vector<int64_t> conv_strides = {5, 2, 2, 2, 2, 2, 2};
+  bool conv_bias = false;
+  std::string conv_norm = "group";  // group: after the first one, over time; layer: after each
+  bool feat_norm = true;
+  int64_t pos_kernel = 128, pos_groups = 16;
+  bool normalize = false;  // waveforms to mean 0, variance 1
+  double normalize_eps = 1e-5;
+
+  struct Training {
+    double dropout = 0.1, attention_dropout = 0.1, activation_dropout = 0, input_dropout = 0.1;
+    double feature_dropout = 0.1, layerdrop = 0.05, feature_grad_mult = 0.1;
+    double mask_prob = 0.8;
+    int64_t mask_length = 10;
+  } train;
+
+  struct Pretraining {
+    int64_t dim = 256;  // final_dim
+    double temp = 0.1;
+    int64_t vq_groups = 2, vq_vars = 320;
+  } pretrain;
+
+  // The task head, if the model has one: kind is empty if not.
+  struct Task {
+    std::string kind;  // ctc, classify
+    std::string head;  // linear, blstm, mean
+    int64_t width = 256, layers = 3, blank = 0;
+    std::vector<std::string> units;  // symbols, or names of classes
+  } task;
+
+  // Everything else a model file says of itself: general.*, sft.base.id, sft.merge.*, sft.train.*,
+  // sft.source.*. Kept through every conversion.
+  Metadata provenance;
+
+  int64_t head_width() const { return width / heads; }
+  int64_t hop() const;        // samples from frame to frame: the product of the strides
+  int64_t receptive() const;  // samples that one frame sees
+  // Frames of an utterance of `samples` samples; 0 if it is too short.
+  int64_t frames(int64_t samples) const;
+};
+
+// Throws Kind::input (`where` names the file) if values contradict each other or are out of range.
+void check_config(const Config& config, std::string_view where);
+
+Config config_from_metadata(const Metadata& metadata, std::string_view where);
+Metadata metadata_from_config(const Config& config);
+
+// "hubert-base", ...; Kind::usage with the nearest name if there is none such.
+Config preset(std::string_view name);
+std::vector<std::string> preset_names();
+
+}  // namespace sft

@@ -1,0 +1,104 @@
+#include "models/encoder.h"
+
+#include <fmt/format.h>
+
+namespace sft {
+
+EncoderLayer::EncoderLayer(const Config& config, int index) {
+  const uint32_t site = fnv1a(fmt::format("enc.{}", index));
+  attn = SelfAttention(config.width, site);
+  attn_norm = LayerNorm(config.width);
+  ffn = FeedForward(config.width, config.ffn, site);
+  ffn_norm = LayerNorm(config.width);
+}
+
+Encoder::Encoder(const Config& c)
+    : config(c), conv(c), feat_proj(c.conv_dims.back(), c.width), norm(c.width) {
+  if (c.feat_norm) feat_norm = LayerNorm(c.conv_dims.back());
+  mask_emb.shape = {c.width};
+  pos_conv.weight_g.shape = {c.pos_kernel};
+  pos_conv.weight_v.shape = {c.width, c.width / c.pos_groups, c.pos_kernel};
+  pos_conv.bias.shape = {c.width};
+  for (int i = 0; i < c.layers; ++i) layers.emplace_back(c, i);
+}
+
+namespace {
+
+struct LayerState {
+  const EncoderLayer* layer;
+  const Config* config;
+  DropoutRates rates;
+  Segments segments;
+};
+
+// Post-LN: LN(x + f(x)). Pre-LN: x + f(LN(x)).
+Var run_layer(Tape& t, std::span<const Var> in, const LayerState& s) {
+  const auto eps = static_cast<float>(s.config->norm_eps);
+  const int heads = static_cast<int>(s.config->heads);
+  const EncoderLayer& layer = *s.layer;
+  const Var x = in[0];
+  if (s.config->pre_norm) {
+    const Var mid = layer.attn(t, layer.attn_norm(t, x, eps), x, heads, s.rates, s.segments);
+    return layer.ffn(t, layer.ffn_norm(t, mid, eps), mid, s.rates, s.segments);
+  }
+  const Var mid = layer.attn_norm(t, layer.attn(t, x, x, heads, s.rates, s.segments), eps);
+  return layer.ffn_norm(t, layer.ffn(t, mid, mid, s.rates, s.segments), eps);
+}
+
+struct EntryState {
+  const Encoder* encoder;
+  DropoutRates rates;
+  Segments segments;
+  std::span<const int32_t> masked;
+};
+
+// Frames to state 0.
+Var run_entry(Tape& t, std::span<const Var> in, const EntryState& s) {
+  const Encoder& e = *s.encoder;
+  const auto eps = static_cast<float>(e.config.norm_eps);
+  Var x = e.config.feat_norm ? e.feat_norm(t, in[0], eps) : in[0];
+  x = e.feat_proj(t, x, {}, Dropout{s.rates.input, fnv1a("feat_proj.dropout")}, s.segments);
+  if (!s.masked.empty()) x = mask_spans(t, x, e.mask_emb, s.masked);
+  const Var kernel = weight_norm(t, e.pos_conv.weight_g, e.pos_conv.weight_v);
+  x = pos_conv(t, x, kernel, e.pos_conv.bias, static_cast<int>(e.config.pos_groups), s.segments);
+  if (!e.config.pre_norm) x = e.norm(t, x, eps);
+  return dropout(t, x, Dropout{s.rates.hidden, fnv1a("enc.dropout")}, s.segments);
+}
+
+bool layer_dropped(const Rng& rng, int layer, double rate) {
+  if (rate <= 0) return false;
+  const PhiloxWords words = philox(rng.seed, layer / 4, 0, rng.update, fnv1a("layerdrop"));
+  return (words[layer % 4] + 0.5) / 4294967296.0 < rate;
+}
+
+}  // namespace
+
+HiddenStates Encoder::encode(Tape& t, Var features, Segments segments,
+                             const EncodeOptions& options) const {
+  HiddenStates out;
+  out.count = static_cast<int>(layers.size()) + 1;
+  const auto keep = [&](int i) { return options.keep_all || options.keep >> i & 1; };
+  Var x = t.block("enc.entry", {features}, false,
+                  [](Tape& t, std::span<const Var> in, const EntryState& s) { return run_entry(t, in, s); },
+                  EntryState{this, options.rates, segments, options.masked});
+  if (keep(0)) out.states[0] = x;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const int state = static_cast<int>(i) + 1;
+    if (!layer_dropped(t.ctx.rng, static_cast<int>(i), options.layerdrop))
+      x = t.block("enc.layer", {x}, options.recompute,
+                  [](Tape& t, std::span<const Var> in, const LayerState& s) { return run_layer(t, in, s); },
+                  LayerState{&layers[i], &config, options.rates, segments});
+    if (keep(state)) out.states[state] = x;
+  }
+  if (config.pre_norm) x = norm(t, x, static_cast<float>(config.norm_eps));
+  out.states[out.count - 1] = x;
+  return out;
+}
+
+DropoutRates training_rates(const Config& config) {
+  const auto& t = config.train;
+  return {static_cast<float>(t.input_dropout), static_cast<float>(t.dropout),
+          static_cast<float>(t.attention_dropout), static_cast<float>(t.activation_dropout)};
+}
+
+}  // namespace sft

@@ -1,0 +1,27 @@
+#include "models/layers.h"
+
+namespace sft {
+
+SelfAttention::SelfAttention(int64_t width, uint32_t layer_site)
+    : qkv_weight{{3 * width, width}}, qkv_bias{{3 * width}}, o(width, width),
+      probs_site(fnv1a(".attn.probs.dropout", layer_site)),
+      site(fnv1a(".attn.dropout", layer_site)) {}
+
+Var SelfAttention::operator()(Tape& t, Var x, Var residual, int heads, const DropoutRates& rates,
+                              Segments segments) const {
+  const Var qkv = linear(t, x, qkv_weight, qkv_bias);
+  const Var mixed = attention(t, qkv, heads, Dropout{rates.attention, probs_site}, segments);
+  return o(t, mixed, residual, Dropout{rates.hidden, site}, segments);
+}
+
+FeedForward::FeedForward(int64_t width, int64_t ffn, uint32_t layer_site)
+    : up(width, ffn), down(ffn, width), act_site(fnv1a(".ffn.act.dropout", layer_site)),
+      site(fnv1a(".ffn.dropout", layer_site)) {}
+
+Var FeedForward::operator()(Tape& t, Var x, Var residual, const DropoutRates& rates,
+                            Segments segments) const {
+  return ffn(t, x, up.weight, up.bias, down.weight, down.bias, residual,
+             Dropout{rates.activation, act_site}, Dropout{rates.hidden, site}, segments);
+}
+
+}  // namespace sft

@@ -1,0 +1,51 @@
+#include "models/pack.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace sft {
+
+void WavePack::assign(const Config& config, std::span<const int32_t> lengths,
+                      std::span<const int32_t> utterances) {
+  const auto hop = static_cast<int32_t>(config.hop());
+  const size_t batch = lengths.size();
+  stages_.resize(config.conv_kernels.size() + 1);
+  stages_[0].starts.assign(1, 0);
+  stages_[0].valid.assign(lengths.begin(), lengths.end());
+  for (int32_t n : lengths) {
+    CHECK(n >= config.receptive(), "pack: {} samples (expected at least {})", n, config.receptive());
+    stages_[0].starts.push_back(stages_[0].starts.back() + (n + hop - 1) / hop * hop);
+  }
+  for (size_t i = 0; i < config.conv_kernels.size(); ++i) {
+    const auto stride = static_cast<int32_t>(config.conv_strides[i]);
+    const auto kernel = static_cast<int32_t>(config.conv_kernels[i]);
+    const Stage& in = stages_[i];
+    Stage& out = stages_[i + 1];
+    out.starts.clear(), out.valid.clear();
+    for (int32_t start : in.starts) out.starts.push_back(start / stride);
+    for (int32_t valid : in.valid) out.valid.push_back((valid - kernel) / stride + 1);
+  }
+  const Stage& last = stages_.back();
+  frame_starts_.assign(1, 0);
+  frame_rows_.clear();
+  for (size_t b = 0; b < batch; ++b) {
+    frame_starts_.push_back(frame_starts_.back() + last.valid[b]);
+    for (int32_t t = 0; t < last.valid[b]; ++t) frame_rows_.push_back(last.starts[b] + t);
+  }
+  utterances_.assign(utterances.begin(), utterances.end());
+}
+
+Tensor WavePack::wave(Context& ctx) const {
+  const Tensor wave = ctx.activation({samples().rows()});
+  if (!ctx.dry) std::memset(wave.data, 0, wave.bytes());
+  return wave;
+}
+
+void WavePack::place(Tensor wave, int b, std::span<const float> values) const {
+  const Slots slots = samples();
+  CHECK(static_cast<int64_t>(values.size()) == slots.valid[b], "pack: utterance {} has {} samples, expected {}", b,
+        values.size(), slots.valid[b]);
+  std::copy(values.begin(), values.end(), wave.f32() + slots.starts[b]);
+}
+
+}  // namespace sft
