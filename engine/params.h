@@ -2,7 +2,8 @@
 //
 //   frozen     read-only views of the file it came from; converted to f32, or laid together, only
 //              where that is needed
-//   trainable  one flat f32 buffer per role: master (what the optimizer owns and a checkpoint holds),
+//   trainable  one flat f32 buffer per role: master (what the optimizer owns and a checkpoint
+//   holds),
 //              grad, and the two moments. A range is a stretch of these buffers that is released,
 //              clipped, updated and saved together.
 //

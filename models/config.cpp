@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "engine/check.h"
@@ -33,38 +34,50 @@ void check_config(const Config& config, std::string_view where) {
     if (!ok) fail(Kind::input, "{}: configuration: {}", where, what);
   };
   const auto size = [](int64_t n) { return n >= 1 && n <= 1 << 20; };
-  require(config.arch == "hubert" || config.arch == "wav2vec2",
-          fmt::format("architecture {} is not one that this version runs (expected hubert or wav2vec2)",
-                      printable(config.arch)));
+  require(
+      config.arch == "hubert" || config.arch == "wav2vec2",
+      fmt::format("architecture {} is not one that this version runs (expected hubert or wav2vec2)",
+                  printable(config.arch)));
   require(config.layers >= 1 && config.layers <= 64, "block_count is not in 1..64");
-  require(size(config.width) && size(config.ffn) && size(config.heads), "a width is not in 1..2^20");
-  require(config.width % config.heads == 0, "attention.head_count does not divide embedding_length");
-  require(config.norm_eps > 0 && config.norm_eps < 1, "attention.layer_norm_epsilon is not in (0, 1)");
-  require(config.normalize_eps > 0 && config.normalize_eps < 1, "input.normalize_eps is not in (0, 1)");
+  require(size(config.width) && size(config.ffn) && size(config.heads),
+          "a width is not in 1..2^20");
+  require(config.width % config.heads == 0,
+          "attention.head_count does not divide embedding_length");
+  require(config.norm_eps > 0 && config.norm_eps < 1,
+          "attention.layer_norm_epsilon is not in (0, 1)");
+  require(config.normalize_eps > 0 && config.normalize_eps < 1,
+          "input.normalize_eps is not in (0, 1)");
   const size_t convs = config.conv_dims.size();
-  require(convs >= 1 && convs <= 16 && config.conv_kernels.size() == convs && config.conv_strides.size() == convs,
+  require(convs >= 1 && convs <= 16 && config.conv_kernels.size() == convs &&
+              config.conv_strides.size() == convs,
           "conv.dims, conv.kernels and conv.strides are not lists of one length (1..16)");
   for (size_t i = 0; i < convs; ++i) {
     require(size(config.conv_dims[i]), "conv.dims has a value that is not in 1..2^20");
-    require(config.conv_strides[i] >= 1 && config.conv_kernels[i] >= config.conv_strides[i] && config.conv_kernels[i] <= 64,
+    require(config.conv_strides[i] >= 1 && config.conv_kernels[i] >= config.conv_strides[i] &&
+                config.conv_kernels[i] <= 64,
             "conv.kernels and conv.strides must be 1 <= stride <= kernel <= 64");
   }
-  require(config.conv_norm == "group" || config.conv_norm == "layer", "conv.norm is not group or layer");
+  require(config.conv_norm == "group" || config.conv_norm == "layer",
+          "conv.norm is not group or layer");
   require(config.pos_kernel >= 1 && config.pos_kernel <= 1024, "pos_conv.kernel is not in 1..1024");
   require(config.pos_groups >= 1 && config.width % config.pos_groups == 0,
           "pos_conv.groups does not divide embedding_length");
   const auto& t = config.train;
-  for (double p : {t.dropout, t.attention_dropout, t.activation_dropout, t.input_dropout, t.feature_dropout, t.layerdrop})
+  for (double p : {t.dropout, t.attention_dropout, t.activation_dropout, t.input_dropout,
+                   t.feature_dropout, t.layerdrop})
     require(p >= 0 && p < 1, "a dropout is not in [0, 1)");
   if (config.task.kind.empty()) return;
-  require(config.task.kind == "ctc" || config.task.kind == "classify", "sft.task.kind is not ctc or classify");
-  require(config.task.head == "linear" || config.task.head == "blstm" || config.task.head == "mean",
-          "sft.task.head is not linear, blstm or mean");
+  require(config.task.kind == "ctc" || config.task.kind == "classify",
+          "sft.task.kind is not ctc or classify");
+  require(config.task.head == "linear" || config.task.head == "projector" ||
+              config.task.head == "blstm" || config.task.head == "mean",
+          "sft.task.head is not linear, projector, blstm or mean");
   require(size(config.task.width) && config.task.layers >= 1 && config.task.layers <= 16,
           "sft.task.width or sft.task.layers is out of range");
   require(!config.task.units.empty(), "sft.task.units is empty");
-  require(config.task.blank >= 0 && config.task.blank < static_cast<int64_t>(config.task.units.size()),
-          "sft.task.blank is not one of the units");
+  require(
+      config.task.blank >= 0 && config.task.blank < static_cast<int64_t>(config.task.units.size()),
+      "sft.task.blank is not one of the units");
 }
 
 namespace {
@@ -125,8 +138,12 @@ class Fields {
   static void get(const Metadata& m, const std::string& key, double& v) { v = m.real(key); }
   static void get(const Metadata& m, const std::string& key, bool& v) { v = m.boolean(key); }
   static void get(const Metadata& m, const std::string& key, std::string& v) { v = m.string(key); }
-  static void get(const Metadata& m, const std::string& key, std::vector<int64_t>& v) { v = m.integers(key); }
-  static void get(const Metadata& m, const std::string& key, std::vector<std::string>& v) { v = m.strings(key); }
+  static void get(const Metadata& m, const std::string& key, std::vector<int64_t>& v) {
+    v = m.integers(key);
+  }
+  static void get(const Metadata& m, const std::string& key, std::vector<std::string>& v) {
+    v = m.strings(key);
+  }
 
   template <class T>
   void field(std::string key, T& value) {
@@ -149,7 +166,12 @@ Config large(std::string arch, bool conv_bias) {
   c.layers = 24, c.width = 1024, c.ffn = 4096, c.heads = 16;
   c.pre_norm = c.normalize = true;
   c.conv_norm = "layer", c.conv_bias = conv_bias;
-  c.train = {.dropout = 0, .attention_dropout = 0, .input_dropout = 0, .feature_dropout = 0, .layerdrop = 0, .feature_grad_mult = 1};
+  c.train = {.dropout = 0,
+             .attention_dropout = 0,
+             .input_dropout = 0,
+             .feature_dropout = 0,
+             .layerdrop = 0,
+             .feature_grad_mult = 1};
   c.pretrain.dim = 768;
   return c;
 }
@@ -199,7 +221,9 @@ Config config_from_metadata(const Metadata& metadata, std::string_view where) {
     const bool ours = key.starts_with(config.arch + ".") || key.starts_with("sft.task.");
     if (fields.keys().contains(key) || key == "general.architecture") continue;
     if (ours)
-      fail(Kind::input, Hint{did_you_mean(key, std::vector<std::string>(fields.keys().begin(), fields.keys().end()))},
+      fail(Kind::input,
+           Hint{did_you_mean(key,
+                             std::vector<std::string>(fields.keys().begin(), fields.keys().end()))},
            "{}: key {} is not known", where, printable(key));
     config.provenance.set(key, value);
   }
@@ -216,10 +240,48 @@ Metadata metadata_from_config(const Config& config) {
   return metadata;
 }
 
+Metadata metadata_to_strings(const Metadata& metadata) {
+  Metadata strings;
+  strings.set(std::string(kFormatNote), std::string("1"));
+  for (const auto& [key, value] : metadata.entries())
+    std::visit([&](const auto& v) { strings.set(key, nlohmann::json(v).dump()); }, value);
+  return strings;
+}
+
+Metadata metadata_from_strings(const Metadata& strings, std::string_view where) {
+  using Json = nlohmann::json;
+  Metadata metadata{std::string(where)};
+  for (const auto& [key, value] : strings.entries()) {
+    if (key == kFormatNote || key == "format") continue;
+    const auto* text = std::get_if<std::string>(&value);
+    const Json json = Json::parse(text ? *text : "", nullptr, false);
+    const bool array = json.is_array() && !json.empty();
+    const auto all = [&](auto is) { return array && std::all_of(json.begin(), json.end(), is); };
+    if (json.is_boolean())
+      metadata.set(key, json.get<bool>());
+    else if (json.is_number_integer())
+      metadata.set(key, json.get<int64_t>());
+    else if (json.is_number())
+      metadata.set(key, json.get<double>());
+    else if (json.is_string())
+      metadata.set(key, json.get<std::string>());
+    else if (all([](const Json& x) { return x.is_number_integer(); }))
+      metadata.set(key, json.get<std::vector<int64_t>>());
+    else if (all([](const Json& x) { return x.is_number(); }))
+      metadata.set(key, json.get<std::vector<double>>());
+    else if (all([](const Json& x) { return x.is_string(); }))
+      metadata.set(key, json.get<std::vector<std::string>>());
+    else
+      fail(Kind::input, "{}: metadata {} is not a value of ours", where, printable(key));
+  }
+  return metadata;
+}
+
 Config preset(std::string_view name) {
   const auto it = presets().find(name);
   if (it == presets().end())
-    fail(Kind::usage, Hint{did_you_mean(name, preset_names())}, "there is no preset {}", printable(name));
+    fail(Kind::usage, Hint{did_you_mean(name, preset_names())}, "there is no preset {}",
+         printable(name));
   return it->second;
 }
 

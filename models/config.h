@@ -46,7 +46,7 @@ struct Config {
   // The task head, if the model has one: kind is empty if not.
   struct Task {
     std::string kind;  // ctc, classify
-    std::string head;  // linear, blstm, mean
+    std::string head;  // linear, projector, blstm, mean
     int64_t width = 256, layers = 3, blank = 0;
     std::vector<std::string> units;  // symbols, or names of classes
   } task;
@@ -67,6 +67,12 @@ void check_config(const Config& config, std::string_view where);
 
 Config config_from_metadata(const Metadata& metadata, std::string_view where);
 Metadata metadata_from_config(const Config& config);
+
+// For containers whose metadata are strings (safetensors): every value as JSON, and a note that
+// says so under kFormatNote.
+constexpr std::string_view kFormatNote = "sft.format";
+Metadata metadata_to_strings(const Metadata& metadata);
+Metadata metadata_from_strings(const Metadata& strings, std::string_view where);
 
 // "hubert-base", ...; Kind::usage with the nearest name if there is none such.
 Config preset(std::string_view name);

@@ -78,16 +78,18 @@ HiddenStates Encoder::encode(Tape& t, Var features, Segments segments,
   HiddenStates out;
   out.count = static_cast<int>(layers.size()) + 1;
   const auto keep = [&](int i) { return options.keep_all || options.keep >> i & 1; };
-  Var x = t.block("enc.entry", {features}, false,
-                  [](Tape& t, std::span<const Var> in, const EntryState& s) { return run_entry(t, in, s); },
-                  EntryState{this, options.rates, segments, options.masked});
+  Var x = t.block(
+      "enc.entry", {features}, false,
+      [](Tape& t, std::span<const Var> in, const EntryState& s) { return run_entry(t, in, s); },
+      EntryState{this, options.rates, segments, options.masked});
   if (keep(0)) out.states[0] = x;
   for (size_t i = 0; i < layers.size(); ++i) {
     const int state = static_cast<int>(i) + 1;
     if (!layer_dropped(t.ctx.rng, static_cast<int>(i), options.layerdrop))
-      x = t.block("enc.layer", {x}, options.recompute,
-                  [](Tape& t, std::span<const Var> in, const LayerState& s) { return run_layer(t, in, s); },
-                  LayerState{&layers[i], &config, options.rates, segments});
+      x = t.block(
+          "enc.layer", {x}, options.recompute,
+          [](Tape& t, std::span<const Var> in, const LayerState& s) { return run_layer(t, in, s); },
+          LayerState{&layers[i], &config, options.rates, segments});
     if (keep(state)) out.states[state] = x;
   }
   if (config.pre_norm) x = norm(t, x, static_cast<float>(config.norm_eps));

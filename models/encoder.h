@@ -51,8 +51,8 @@ struct HiddenStates {
 struct EncodeOptions {
   DropoutRates rates;
   double layerdrop = 0;
-  bool recompute = false;           // rebuild each layer's activations on the way back
-  uint64_t keep = 0;                // bit i: keep state i (the last one is always kept)
+  bool recompute = false;  // rebuild each layer's activations on the way back
+  uint64_t keep = 0;       // bit i: keep state i (the last one is always kept)
   bool keep_all = false;
   std::span<const int32_t> masked;  // [M] frames that become mask_emb, sorted
 };

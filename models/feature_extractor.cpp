@@ -21,7 +21,8 @@ namespace {
 // Runs as one block: where the convolutions are frozen only the frames are kept.
 Var convolve(Tape& t, std::span<const Var> in, const FeatureExtractor* conv, const Config* config,
              const WavePack* pack) {
-  const Tensor wave = config->normalize ? wave_norm(t.ctx, in[0], pack->samples(), static_cast<float>(config->normalize_eps))
+  const Tensor wave = config->normalize ? wave_norm(t.ctx, in[0], pack->samples(),
+                                                    static_cast<float>(config->normalize_eps))
                                         : in[0].value;
   const StemNorm norm = config->conv_norm == "group" ? StemNorm::group : StemNorm::layer;
   const ConvLayer& stem = conv->layers[0];
@@ -39,8 +40,8 @@ Var convolve(Tape& t, std::span<const Var> in, const FeatureExtractor* conv, con
 
 Var FeatureExtractor::operator()(Tape& t, const Config& config, Tensor wave,
                                  const WavePack& pack) const {
-  return t.block("conv", {Var{wave}}, false, [](auto&&... a) { return convolve(a...); }, this,
-                 &config, &pack);
+  return t.block(
+      "conv", {Var{wave}}, false, [](auto&&... a) { return convolve(a...); }, this, &config, &pack);
 }
 
 }  // namespace sft

@@ -3,7 +3,9 @@
 namespace sft {
 
 SelfAttention::SelfAttention(int64_t width, uint32_t layer_site)
-    : qkv_weight{{3 * width, width}}, qkv_bias{{3 * width}}, o(width, width),
+    : qkv_weight{{3 * width, width}},
+      qkv_bias{{3 * width}},
+      o(width, width),
       probs_site(fnv1a(".attn.probs.dropout", layer_site)),
       site(fnv1a(".attn.dropout", layer_site)) {}
 
@@ -15,7 +17,9 @@ Var SelfAttention::operator()(Tape& t, Var x, Var residual, int heads, const Dro
 }
 
 FeedForward::FeedForward(int64_t width, int64_t ffn, uint32_t layer_site)
-    : up(width, ffn), down(ffn, width), act_site(fnv1a(".ffn.act.dropout", layer_site)),
+    : up(width, ffn),
+      down(ffn, width),
+      act_site(fnv1a(".ffn.act.dropout", layer_site)),
       site(fnv1a(".ffn.dropout", layer_site)) {}
 
 Var FeedForward::operator()(Tape& t, Var x, Var residual, const DropoutRates& rates,

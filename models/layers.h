@@ -17,7 +17,8 @@ struct Linear {
     v("weight", weight), v("bias", bias);
   }
   // residual + dropout(x W^T + b); segments are needed where something is dropped.
-  Var operator()(Tape& t, Var x, Var residual = {}, Dropout drop = {}, Segments segments = {}) const {
+  Var operator()(Tape& t, Var x, Var residual = {}, Dropout drop = {},
+                 Segments segments = {}) const {
     return linear(t, x, weight, bias, residual, drop, segments);
   }
 };

@@ -5,8 +5,8 @@
 //     template <class V> void visit(V&& v) { v("weight", weight); v("bias", bias); }
 //   };
 //
-// The list serves initialisation, loading, counting, freezing, merging and saving alike. A module is
-// made from a Config, which sets the shapes; a ParamStore then binds the values.
+// The list serves initialisation, loading, counting, freezing, merging and saving alike. A module
+// is made from a Config, which sets the shapes; a ParamStore then binds the values.
 #pragma once
 
 #include <string>

@@ -13,7 +13,8 @@ void WavePack::assign(const Config& config, std::span<const int32_t> lengths,
   stages_[0].starts.assign(1, 0);
   stages_[0].valid.assign(lengths.begin(), lengths.end());
   for (int32_t n : lengths) {
-    CHECK(n >= config.receptive(), "pack: {} samples (expected at least {})", n, config.receptive());
+    CHECK(n >= config.receptive(), "pack: {} samples (expected at least {})", n,
+          config.receptive());
     stages_[0].starts.push_back(stages_[0].starts.back() + (n + hop - 1) / hop * hop);
   }
   for (size_t i = 0; i < config.conv_kernels.size(); ++i) {
@@ -43,8 +44,8 @@ Tensor WavePack::wave(Context& ctx) const {
 
 void WavePack::place(Tensor wave, int b, std::span<const float> values) const {
   const Slots slots = samples();
-  CHECK(static_cast<int64_t>(values.size()) == slots.valid[b], "pack: utterance {} has {} samples, expected {}", b,
-        values.size(), slots.valid[b]);
+  CHECK(static_cast<int64_t>(values.size()) == slots.valid[b],
+        "pack: utterance {} has {} samples, expected {}", b, values.size(), slots.valid[b]);
   std::copy(values.begin(), values.end(), wave.f32() + slots.starts[b]);
 }
 

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
@@ -49,6 +50,33 @@ void sync_directory(const std::string& path) {
   const io::Descriptor directory(path, O_RDONLY | O_DIRECTORY);
   if (!directory.valid()) fail_on(path, "open the folder", errno);
   if (directory.sync() != 0 && errno != EINVAL) fail_on(path, "sync the folder", errno);
+}
+
+OutputDirectory::OutputDirectory(std::string path, Existing existing) : path_(std::move(path)) {
+  while (path_.size() > 1 && path_.back() == '/') path_.pop_back();
+  std::error_code code;
+  if (existing == Existing::refuse && std::filesystem::exists(path_, code) &&
+      !(is_directory(path_) && std::filesystem::is_empty(path_, code)))
+    fail(Kind::usage, Hint{"--force replaces it"}, "{}: exists already", printable(path_));
+  make_directory(parent_directory(path_));
+  temporary_ = fmt::format("{}.tmp-{}", path_, ::getpid());
+  remove_tree(temporary_);
+  make_directory(temporary_);
+}
+
+OutputDirectory::~OutputDirectory() {
+  if (temporary_.empty()) return;
+  try {
+    remove_tree(temporary_);
+  } catch (const Error&) {  // already failing; what is left says what it is by its name
+  }
+}
+
+void OutputDirectory::commit() {
+  sync_directory(temporary_);
+  remove_tree(path_);
+  rename_directory(temporary_, path_);
+  temporary_.clear();
 }
 
 void remove_tree(const std::string& path) {
