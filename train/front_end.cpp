@@ -7,8 +7,12 @@ namespace sft {
 
 FrontEnd::FrontEnd(const Encoder& encoder, AudioLoader& loader, std::vector<int64_t> samples,
                    bool frozen, int64_t cache_bytes)
-    : encoder_(encoder), loader_(loader), samples_(std::move(samples)), frozen_(frozen),
-      cache_bytes_(cache_bytes), cache_(samples_.size()) {}
+    : encoder_(encoder),
+      loader_(loader),
+      samples_(std::move(samples)),
+      frozen_(frozen),
+      cache_bytes_(cache_bytes),
+      cache_(samples_.size()) {}
 
 Var FrontEnd::convolve(Tape& t, const WavePack& pack, std::span<const uint32_t> rows) {
   const Tensor wave = pack.wave(t.ctx);
@@ -39,9 +43,9 @@ Var FrontEnd::frames(Tape& t, std::span<const uint32_t> rows) {
   const Segments segments = pack_.frames();
   const Tensor out = t.ctx.activation({segments.total(), encoder_.config.conv_dims.back()});
   if (t.ctx.dry) {  // as much memory as the longest utterance alone
-    const uint32_t longest = *std::max_element(rows.begin(), rows.end(), [&](uint32_t a, uint32_t b) {
-      return samples_[a] < samples_[b];
-    });
+    const uint32_t longest =
+        *std::max_element(rows.begin(), rows.end(),
+                          [&](uint32_t a, uint32_t b) { return samples_[a] < samples_[b]; });
     const auto length = static_cast<int32_t>(samples_[longest]);
     const int32_t utterance = 0;
     alone_.assign(encoder_.config, {&length, 1}, {&utterance, 1});
@@ -53,8 +57,10 @@ Var FrontEnd::frames(Tape& t, std::span<const uint32_t> rows) {
   for (size_t b = 0; b < rows.size(); ++b) {
     const uint32_t row = rows[b];
     const Tensor part = out.slice(segments.starts[b], segments.length(static_cast<int>(b)));
-    if (cache_[row].empty()) compute_alone(t.ctx, row, part.f32());
-    else std::memcpy(part.data, cache_[row].data(), part.bytes());
+    if (cache_[row].empty())
+      compute_alone(t.ctx, row, part.f32());
+    else
+      std::memcpy(part.data, cache_[row].data(), part.bytes());
     if (cache_[row].empty() && cached_ + part.bytes() <= cache_bytes_) {
       cache_[row].assign(part.f32(), part.f32() + part.count());
       cached_ += part.bytes();

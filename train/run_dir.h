@@ -50,7 +50,8 @@ class RunDir {
     std::string folder;
   };
   // The newest whose manifest holds; those that do not are reported to `say`.
-  std::optional<Checkpoint> last_checkpoint(const std::function<void(const std::string&)>& say) const;
+  std::optional<Checkpoint> last_checkpoint(
+      const std::function<void(const std::string&)>& say) const;
   std::optional<int64_t> best_step() const;
   // eval/step-N, made empty.
   std::string new_evaluation(int64_t step);

@@ -23,7 +23,8 @@ double Schedule::factor(int64_t u) const {
   const int64_t W = warmup_end(), H = hold_end();
   if (u < W) return static_cast<double>(u) / static_cast<double>(W);
   if (kind == "constant" || u < H) return 1;
-  return std::max(0.0, static_cast<double>(steps - u) / static_cast<double>(std::max<int64_t>(1, steps - H)));
+  return std::max(
+      0.0, static_cast<double>(steps - u) / static_cast<double>(std::max<int64_t>(1, steps - H)));
 }
 
 const char* Schedule::phase(int64_t u) const {

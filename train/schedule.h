@@ -8,8 +8,8 @@
 namespace sft {
 
 struct Schedule {
-  std::string kind = "tri_stage";  // tri_stage, linear, constant
-  int64_t steps = 0;               // N
+  std::string kind = "tri_stage";   // tri_stage, linear, constant
+  int64_t steps = 0;                // N
   double warmup = 0.1, hold = 0.4;  // shares of N, rounded down
 
   int64_t warmup_end() const;

@@ -1,0 +1,125 @@
+// The loop that every kind of training shares: batches, updates, evaluation, checkpoints, resume.
+// What a batch computes and how progress is judged is an Objective (train/tasks/).
+//
+// Update u (0-based; docs/contract.md section 7): the ranges that train, forward and backward of
+// its micro-batches, one gradient norm over all that trains, Adam with the clip factor, schedule. A
+// norm that is not finite skips the update; the schedule goes on.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "autograd/tape.h"
+#include "models/checkpoint.h"
+#include "train/batch_plan.h"
+#include "train/run_config.h"
+#include "train/run_dir.h"
+#include "train/schedule.h"
+
+namespace sft {
+
+struct Scores {
+  std::vector<std::pair<std::string, double>> values;  // "wer" 0.123, ...
+  double selected = 0;                                 // what the best checkpoint is chosen by
+  bool smaller_is_better = true;
+
+  bool better_than(double other) const {
+    return smaller_is_better ? selected < other : selected > other;
+  }
+};
+
+class Objective {
+ public:
+  virtual ~Objective() = default;
+  // Samples of every training utterance; a Batch holds positions in this list.
+  virtual const std::vector<int64_t>& samples() const = 0;
+  virtual void prefetch(const Batch& batch) = 0;
+  // All utterances of the coming update, before its micro-batches: denominators are the update's.
+  virtual void begin_update(const Batch& all) = 0;
+  // Forward of one micro-batch: records it and marks its losses.
+  virtual void forward(Tape& t, const Batch& batch) = 0;
+  // Of the last forward: sum of weights times losses.
+  virtual double loss() const = 0;
+  // Further fields of a log line, such as ("blank", 0.71).
+  virtual std::vector<std::pair<std::string, double>> details() const { return {}; }
+  // Names of these utterances, for the log.
+  virtual std::string names(const Batch& batch) const = 0;
+  // On the dev split; writes what it decoded into `folder`.
+  virtual Scores evaluate(Context& ctx, const std::string& folder) = 0;
+};
+
+struct TrainerReport {
+  int64_t step = 0;
+  double best = 0;
+  int64_t best_step = -1;
+  int64_t skipped = 0;
+  int64_t planned_bytes = 0;
+};
+
+// Counters, in order of the progress line: step, loss, norm, rate, phase.
+using OnProgress = std::function<void(int64_t step, double loss, const std::string& fields)>;
+
+class Trainer {
+ public:
+  // ranges: store.ranges()[0] is the head; the others train from update `head_only` on.
+  // pass_through: tensors of the base that no forward pass uses, kept in checkpoints.
+  Trainer(const RunConfig& config, const Config& model, ParamStore& store, TensorMap pass_through,
+          Objective& objective, RunDir& run);
+
+  // What a step will need; printed before the run. Bytes.
+  struct MemoryPlan {
+    int64_t parameters = 0, activations = 0, scratch = 0;
+    int64_t micro_frames = 0;  // frames of a micro-batch at most; 0: batches are not cut
+    int64_t total() const { return parameters + activations + scratch; }
+  };
+  MemoryPlan plan_memory(int64_t available);
+
+  // Takes up the newest checkpoint; false: there is none.
+  bool resume(const std::function<void(const std::string&)>& say);
+  // To the end; throws Kind::stopped after a signal (state saved), Kind::diverged after
+  // train.max_skips skipped updates in a row.
+  TrainerReport run(const OnProgress& progress);
+
+ private:
+  struct Outcome {
+    double loss = 0, norm = 0;
+    bool skipped = false;
+  };
+  Batch update_batch(int64_t u, int64_t micro) const;
+  int64_t head_steps() const {
+    return head_only_steps(config_.train.steps, config_.train.head_only);
+  }
+  bool trains(int64_t u, size_t range) const { return range == 0 || u >= head_steps(); }
+  void activate(int64_t u);
+  Outcome update(int64_t u);
+  void apply(int64_t u, double norm);
+  void evaluate(int64_t step);
+  void save(int64_t step);
+  void log_step(int64_t u, const Outcome& outcome);
+  int64_t evaluation_interval() const;
+
+  const RunConfig& config_;
+  const Config& model_;
+  ParamStore& store_;
+  TensorMap pass_through_;
+  Objective& objective_;
+  RunDir& run_;
+  BatchPlan plan_;
+  Schedule schedule_;
+  Arena acts_, scratch_;
+  Context ctx_;
+  Tape tape_;
+  std::vector<int64_t> frames_;  // of every training utterance
+  int64_t micro_frames_ = 0;
+  int64_t step_ = 0;  // updates done
+  int64_t skips_in_row_ = 0;
+  TrainerReport report_;
+  double seconds_ = 0;
+};
+
+// Asks running trainers to stop after the current update: SIGTERM, SIGINT, SIGUSR1 call it.
+void install_stop_signals();
+
+}  // namespace sft
