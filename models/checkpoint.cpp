@@ -131,15 +131,8 @@ ModelFile open_model(const std::string& path) {
 }
 
 std::vector<TensorSpec> backbone_tensors(const Config& config) {
-  std::vector<TensorSpec> specs;
   Encoder encoder(config);
-  for (const ParamRequest& request : param_requests(encoder)) {
-    std::vector<int64_t> dims(request.shape.dims().begin(), request.shape.dims().end());
-    dims[0] /= static_cast<int64_t>(request.names.size());
-    for (const std::string& name : request.names)
-      specs.push_back({name, Shape(std::span<const int64_t>(dims)), Dtype::f32});
-  }
-  return specs;
+  return tensor_specs(encoder);
 }
 
 bool is_backbone(std::string_view name) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "autograd/tape.h"
+#include "engine/formats/tensor_file.h"
 #include "engine/params.h"
 
 namespace sft {
@@ -70,6 +71,19 @@ std::vector<ParamRequest> param_requests(M& module) {
     requests.push_back({names, param.shape, &param.var});
   });
   return requests;
+}
+
+// Names and shapes of a model's parameters, tensor by tensor.
+template <class M>
+std::vector<TensorSpec> tensor_specs(M& module) {
+  std::vector<TensorSpec> specs;
+  for_each_param(module, [&](const std::vector<std::string>& names, Param& param) {
+    std::vector<int64_t> dims(param.shape.dims().begin(), param.shape.dims().end());
+    dims[0] /= static_cast<int64_t>(names.size());
+    for (const std::string& name : names)
+      specs.push_back({name, Shape(std::span<const int64_t>(dims))});
+  });
+  return specs;
 }
 
 }  // namespace sft

@@ -3,8 +3,8 @@
 //
 //   ctc       linear     frames [T, C] -> out -> logits [T, V]
 //             projector  frames -> proj -> out -> logits [T, V] (SUPERB phones)
-//             blstm      frames -> proj -> layers of BiLSTM, dropout after each -> out -> logits [T,
-//             V]
+//             blstm      frames -> proj -> layers of BiLSTM, dropout after each -> out -> logits
+//             [T, V]
 //   classify  mean       proj -> mean over the frames -> out -> logits [B, V]; no non-linearity
 //
 // layer_weights [L + 1], where a head reads a weighted sum of hidden states (probing).

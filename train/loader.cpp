@@ -1,21 +1,8 @@
 #include "train/loader.h"
 
-#include <algorithm>
-#include <cmath>
-
 #include "engine/audio/decode.h"
 
 namespace sft {
-
-int64_t utterance_samples(const Utterance& u) {
-  AudioInfo info = probe_audio(u.file);
-  const int64_t first = std::llround(u.start * info.rate);
-  const int64_t last = std::isinf(u.end)
-                           ? info.frames
-                           : std::min<int64_t>(info.frames, std::llround(u.end * info.rate));
-  info.frames = last - first;
-  return samples_at_16k(info);
-}
 
 AudioLoader::AudioLoader(const Manifest& manifest, int threads, int64_t keep_bytes)
     : manifest_(manifest), keep_bytes_(keep_bytes), slots_(manifest.rows.size()) {

@@ -15,9 +15,6 @@
 
 namespace sft {
 
-// Samples at 16 kHz that decoding will give, from the file's header.
-int64_t utterance_samples(const Utterance& utterance);
-
 class AudioLoader {
  public:
   // Rows are positions in manifest.rows. Decoded audio is kept while all of it fits `keep_bytes`.

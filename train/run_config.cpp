@@ -279,6 +279,18 @@ RunConfig run_config_from_toml(const std::string& path) {
   return config;
 }
 
+std::string first_difference(const RunConfig& before, const RunConfig& now) {
+  std::map<std::string, std::string> old_values;
+  RunConfig a = before, b = now;
+  a.fields([&](const char* key, auto& member) { old_values[key] = shown(member); });
+  std::string difference;
+  b.fields([&](const char* key, auto& member) {
+    if (difference.empty() && shown(member) != old_values[key])
+      difference = fmt::format("{} is {}, was {}", key, shown(member), old_values[key]);
+  });
+  return difference;
+}
+
 bool glob_match(std::string_view pattern, std::string_view name) {
   size_t p = 0, n = 0, star = std::string_view::npos, resume = 0;
   while (n < name.size()) {

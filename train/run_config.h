@@ -111,6 +111,9 @@ std::string to_toml(const RunConfig& config);
 // Reads what to_toml wrote.
 RunConfig run_config_from_toml(const std::string& path);
 
+// "train.steps is 20, was 10": the first key that differs; empty: none does.
+std::string first_difference(const RunConfig& before, const RunConfig& now);
+
 // Shell-style globs: * and ?.
 bool glob_match(std::string_view pattern, std::string_view name);
 

@@ -59,7 +59,8 @@ class RunDir {
   bool done() const;
 
  private:
-  RunDir(std::string path);
+  explicit RunDir(std::string path);
+  void open_logs();
 
   std::string path_;
   std::unique_ptr<LockFile> lock_;

@@ -228,6 +228,9 @@ bool Trainer::resume(const std::function<void(const std::string&)>& say) {
   for (ParamStore::Range& range : store_.ranges())
     range.steps = std::stoll(state.metadata().string("steps." + range.name));
   run_.rewind_metrics(step_);
+  // The crash may have come between a checkpoint and its mark.
+  if (report_.best_step >= 0 && run_.best_step() != report_.best_step)
+    run_.mark_best(report_.best_step);
   return true;
 }
 

@@ -25,6 +25,7 @@ class OutputDirectory {
   OutputDirectory(const OutputDirectory&) = delete;
   OutputDirectory& operator=(const OutputDirectory&) = delete;
 
+  const std::string& folder() const { return temporary_; }  // where to write meanwhile
   std::string file(const std::string& name) const { return temporary_ + "/" + name; }
   const std::string& path() const { return path_; }
   void commit();

@@ -1,0 +1,135 @@
+#include "train/tasks/finetune.h"
+
+#include <algorithm>
+#include <set>
+
+namespace sft {
+
+std::vector<int64_t> Split::samples() const {
+  std::vector<int64_t> samples;
+  for (const CheckedRow& row : check.rows) samples.push_back(row.samples);
+  return samples;
+}
+
+int finetune_range(std::string_view name, const std::vector<std::string>& freeze) {
+  for (const std::string& pattern : freeze)
+    if (glob_match(pattern, name)) return -1;
+  if (name == "mask_emb") return -1;
+  return name.starts_with("task.") ? 0 : 1;
+}
+
+std::vector<std::string> classes_of(const Manifest& manifest, std::string_view column) {
+  std::set<std::string, std::less<>> classes;
+  for (const Utterance& row : manifest.rows) classes.emplace(manifest.required(row, column));
+  return {classes.begin(), classes.end()};
+}
+
+namespace {
+
+bool convolutions_frozen(const FineTuneModel& model) {
+  return std::all_of(model.encoder.conv.layers.begin(), model.encoder.conv.layers.end(),
+                     [](const ConvLayer& layer) { return !layer.weight.var.slot; });
+}
+
+// The model file's rates, where the configuration does not say otherwise.
+DropoutRates rates_of(const RunConfig& config, const Config& model) {
+  DropoutRates rates = training_rates(model);
+  const auto choose = [](double wanted, float& rate) {
+    if (wanted >= 0) rate = static_cast<float>(wanted);
+  };
+  choose(config.model.dropout, rates.hidden);
+  choose(config.model.attention_dropout, rates.attention);
+  choose(config.model.activation_dropout, rates.activation);
+  choose(config.model.input_dropout, rates.input);
+  return rates;
+}
+
+SpecAugment augment_of(const RunConfig& config) {
+  const auto& a = config.augment;
+  return {.time_warp = static_cast<int>(a.time_warp),
+          .freq_masks = static_cast<int>(a.freq_masks),
+          .freq_width = static_cast<int>(a.freq_width),
+          .time_masks = static_cast<int>(a.time_masks),
+          .time_width = static_cast<int>(a.time_width)};
+}
+
+constexpr int64_t kKeepAudio = int64_t{256} << 20;  // bytes of decoded audio
+constexpr size_t kDevBatch = 16;
+
+}  // namespace
+
+FineTuneObjective::FineTuneObjective(const RunConfig& config, const FineTuneModel& model,
+                                     const Split& train, const Split& dev, int decode_threads,
+                                     int64_t cache_bytes)
+    : config_(config),
+      model_(model),
+      train_split_(train),
+      dev_split_(dev),
+      train_loader_(train.manifest, decode_threads, kKeepAudio),
+      dev_loader_(dev.manifest, decode_threads, kKeepAudio),
+      train_(model.encoder, train_loader_, train.samples(), convolutions_frozen(model),
+             cache_bytes),
+      dev_(model.encoder, dev_loader_, dev.samples(), convolutions_frozen(model), cache_bytes / 4),
+      rates_(rates_of(config, model.encoder.config)),
+      augment_(augment_of(config)) {}
+
+Var FineTuneObjective::logits(Tape& t, FrontEnd& front_end, const Batch& batch, bool training) {
+  const Var frames = front_end.frames(t, batch);
+  EncodeOptions options;
+  if (training) {
+    options.rates = rates_;
+    options.layerdrop = config_.model.layerdrop;
+    options.recompute = config_.train.recompute;
+  }
+  const Segments segments = front_end.segments();
+  Var last = model_.encoder.encode(t, frames, segments, options).last();
+  if (training && config_.augment.specaugment) last = spec_augment(t, last, augment_, segments);
+  const float rate = training ? static_cast<float>(config_.head.dropout) : 0;
+  return model_.task.head(t, last, segments, rate);
+}
+
+void FineTuneObjective::forward(Tape& t, const Batch& batch) {
+  const Var out_logits = logits(t, train_, batch, true);
+  segments_ = train_.segments();
+  const Var out = losses(t, out_logits, batch);
+  t.loss(out);
+  losses_ = out;
+  dry_ = t.ctx.dry;
+  train_.give_back(batch);
+}
+
+double FineTuneObjective::loss() const {
+  if (dry_) return 0;
+  double total = 0;
+  for (size_t b = 0; b < weights_.size(); ++b)
+    total += static_cast<double>(weights_[b]) * losses_.f32()[b];
+  return total;
+}
+
+std::string FineTuneObjective::names(const Batch& batch) const {
+  std::string out;
+  for (uint32_t i : batch) out += (out.empty() ? "" : " ") + train_split_.manifest.rows[i].id;
+  return out;
+}
+
+void FineTuneObjective::for_each_dev_batch(
+    Context& ctx, const std::function<void(const Batch&, Tensor, Segments)>& use) {
+  const std::vector<int64_t>& samples = dev_.samples();
+  Batch order(samples.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<uint32_t>(i);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](uint32_t a, uint32_t b) { return samples[a] > samples[b]; });
+  dev_.prefetch(order);
+  for (size_t begin = 0; begin < order.size(); begin += kDevBatch) {
+    const Batch batch(
+        order.begin() + static_cast<int64_t>(begin),
+        order.begin() + static_cast<int64_t>(std::min(begin + kDevBatch, order.size())));
+    ScratchScope acts(ctx.acts), scratch(ctx.scratch);
+    Tape tape(ctx, /*recording=*/false);
+    const Tensor out = logits(tape, dev_, batch, false);
+    use(batch, out, dev_.segments());
+    dev_.give_back(batch);
+  }
+}
+
+}  // namespace sft
