@@ -158,8 +158,6 @@ class Fields {
   std::set<std::string, std::less<>> keys_;
 };
 
-Config base() { return {}; }
-
 Config large(std::string arch, bool conv_bias) {
   Config c;
   c.arch = std::move(arch);
@@ -191,13 +189,13 @@ Config tiny() {
 const std::map<std::string, Config, std::less<>>& presets() {
   static const auto table = [] {
     std::map<std::string, Config, std::less<>> t;
-    t["hubert-base"] = base();
+    t["hubert-base"] = Config();
     t["hubert-large"] = large("hubert", false);
     t["hubert-xlarge"] = large("hubert", false);
     Config& xlarge = t["hubert-xlarge"];
     xlarge.layers = 48, xlarge.width = 1280, xlarge.ffn = 5120, xlarge.pretrain.dim = 1024;
     t["hubert-tiny"] = tiny();
-    t["wav2vec2-base"] = base();
+    t["wav2vec2-base"] = Config();
     t["wav2vec2-base"].arch = "wav2vec2";
     t["wav2vec2-base"].train.mask_prob = 0.65;
     t["wav2vec2-large"] = large("wav2vec2", true);

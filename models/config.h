@@ -53,7 +53,7 @@ struct Config {
 
   // Everything else a model file says of itself: general.*, sft.base.id, sft.merge.*, sft.train.*,
   // sft.source.*. Kept through every conversion.
-  Metadata provenance;
+  Metadata provenance = Metadata("metadata");
 
   int64_t head_width() const { return width / heads; }
   int64_t hop() const;        // samples from frame to frame: the product of the strides
