@@ -61,7 +61,8 @@ void check_data(const std::string& data) {
 
 std::string corpora_folder() {
   const char* folder = std::getenv("SFT_CORPORA");
-  return folder && *folder ? folder : SFT_CORPORA_DIR;
+  if (folder && *folder) return folder;
+  return is_folder(SFT_CORPORA_DIR) ? SFT_CORPORA_DIR : SFT_INSTALLED_CORPORA_DIR;
 }
 
 std::string find_corpus(std::string_view name, const std::string& data) {

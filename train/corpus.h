@@ -19,7 +19,8 @@ std::string find_corpus(std::string_view name, const std::string& data = "");
 // it: pr, sid, asr: digits; ks: words; er: emotion.
 std::string find_task_corpus(std::string_view task, const std::string& data = "");
 
-// Folder of the built-in corpora: $SFT_CORPORA, else where this program was built from.
+// Folder of the built-in corpora: $SFT_CORPORA, else where this program was built from, else where
+// it was installed.
 std::string corpora_folder();
 
 }  // namespace sft
