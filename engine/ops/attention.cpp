@@ -407,14 +407,23 @@ double pairs(Segments segments) {  // of frames
   return total;
 }
 
+// One piece of memory for each thread.
+struct ThreadMemory {
+  float* data;
+  int64_t numbers;  // of a piece
+};
+
+ThreadMemory thread_memory(Context& ctx, int64_t numbers) {
+  const int64_t bytes = omp_get_max_threads() * numbers * static_cast<int64_t>(sizeof(float));
+  return {static_cast<float*>(ctx.scratch.take(bytes)), numbers};
+}
+
 // f(item, memory of the thread) for every item.
 template <class F>
-void for_items(Context& ctx, std::span<const Item> items, int64_t scratch, F&& f) {
-  auto* memory = static_cast<float*>(
-      ctx.scratch.take(omp_get_max_threads() * scratch * static_cast<int64_t>(sizeof(float))));
-  if (ctx.dry) return;
+void for_items(std::span<const Item> items, ThreadMemory memory, F&& f) {
 #pragma omp parallel for schedule(dynamic, 1)
-  for (size_t i = 0; i < items.size(); ++i) f(items[i], memory + omp_get_thread_num() * scratch);
+  for (size_t i = 0; i < items.size(); ++i)
+    f(items[i], memory.data + omp_get_thread_num() * memory.numbers);
 }
 
 }  // namespace
@@ -426,11 +435,13 @@ AttentionOut attention_forward(Context& ctx, Tensor qkv, int heads, Dropout drop
   const AttentionOut out{ctx.activation({T, C}), ctx.activation({heads, T})};
   ScratchScope scratch(ctx.scratch);
   const std::span<Item> items = plan(ctx, segments, heads, kRows);
+  const ThreadMemory memory =
+      thread_memory(ctx, HWY_DYNAMIC_DISPATCH(forward_scratch)(segments.longest(), D));
+  if (ctx.dry) return out;
   const Heads all{qkv, out.y, out.lse, D, ctx.rng, dropout, segments};
   ProfileScope profile(ctx.profile, "attention", 4.0 * C * pairs(segments), 16.0 * T * C);
-  const int64_t numbers = HWY_DYNAMIC_DISPATCH(forward_scratch)(segments.longest(), D);
-  for_items(ctx, items, numbers, [&](const Item& item, float* memory) {
-    HWY_DYNAMIC_DISPATCH(forward_rows)(all.at(item), item.first, item.last, memory);
+  for_items(items, memory, [&](const Item& item, float* mine) {
+    HWY_DYNAMIC_DISPATCH(forward_rows)(all.at(item), item.first, item.last, mine);
   });
   return out;
 }
@@ -442,10 +453,12 @@ void attention_backward(Context& ctx, Tensor dy, Tensor qkv, const AttentionOut&
   CHECK(dy.shape == out.y.shape, "attention: dy is {}, y {}", dy.shape, out.y.shape);
   ScratchScope scratch(ctx.scratch);
   const std::span<Item> items = plan(ctx, segments, heads, std::max<int64_t>(T, 1));
+  const ThreadMemory memory =
+      thread_memory(ctx, HWY_DYNAMIC_DISPATCH(backward_scratch)(segments.longest(), D));
+  if (ctx.dry) return;
   const Heads all{qkv, out.y, out.lse, D, ctx.rng, dropout, segments};
   ProfileScope profile(ctx.profile, "attention.backward", 10.0 * C * pairs(segments), 36.0 * T * C);
-  const int64_t numbers = HWY_DYNAMIC_DISPATCH(backward_scratch)(segments.longest(), D);
-  for_items(ctx, items, numbers, [&](const Item& item, float* memory) {
+  for_items(items, memory, [&](const Item& item, float* mine) {
     const int64_t start = segments.starts[item.utterance];
     float* dq = dqkv.to.row(start) + item.head * D;
     const AttentionGrads grads{.dy = dy.row(start) + item.head * D,
@@ -455,7 +468,7 @@ void attention_backward(Context& ctx, Tensor dy, Tensor qkv, const AttentionOut&
                                .dv = dq + 2 * C,
                                .dqkv_stride = dqkv.to.row_stride,
                                .add = dqkv.add};
-    HWY_DYNAMIC_DISPATCH(backward_head)(all.at(item), grads, memory);
+    HWY_DYNAMIC_DISPATCH(backward_head)(all.at(item), grads, mine);
   });
 }
 

@@ -1,5 +1,7 @@
 #include "engine/ops/adam.h"
 
+#include <omp.h>
+
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -100,6 +102,11 @@ TEST_CASE("grad_norm: sum of squares over ranges, empty ones too") {
   for (std::vector<float>& b : buffers) ranges.push_back(view(b));
   EXPECT(grad_norm(run.ctx, ranges) == doctest::Approx(expected).epsilon(1e-13));
   EXPECT(grad_norm(run.ctx, {}) == 0);
+  const int threads = omp_get_max_threads();
+  const double some = grad_norm(run.ctx, ranges);
+  omp_set_num_threads(1);
+  EXPECT(grad_norm(run.ctx, ranges) == some);
+  omp_set_num_threads(threads);
 }
 
 TEST_CASE("grad_norm: non-finite if any element is") {

@@ -1,6 +1,10 @@
+#include <omp.h>
+
 #include <cmath>
 
 #include "autograd/functions.h"
+#include "engine/ops/attention.h"
+#include "tests/doctest.h"
 #include "tests/op_spec.h"
 
 namespace sft {
@@ -69,6 +73,7 @@ const RegisterOp spec(OpSpec{
               {.frames = {130, 8}, .dims = {1, 64}},
               {.frames = {17, 140}, .dims = {1, 80}, .training = true, .first_utterance = 5},
               {.frames = {12, 3}, .dims = {3, 8}, .training = true},
+              {.frames = {3, 530}, .dims = {1, 4}},
               {.frames = {}, .dims = {2, 8}},
               {.frames = {250, 250, 250, 250}, .dims = {12, 64}, .bench = true},
               {.frames = {500, 500}, .dims = {12, 64}, .bench = true},
@@ -91,5 +96,63 @@ const RegisterOp spec(OpSpec{
     .terms = 140 + 3 * 80,  // sums over keys, and over D for scores and slopes
 });
 
+// dqkv and y of a fixed case.
+std::vector<double> numbers(uint64_t seed, int threads) {
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(threads);
+  OpRun run(/*poison=*/true, seed);
+  Tape tape(run.ctx);
+  Fill fill(9);
+  const Case c{.frames = {9, 130, 40}, .dims = {4, 8}, .training = true};
+  const std::vector<Var> in = run.place(tape, std::vector<Array>{fill.frames(c, 96)});
+  const Var y = attention(tape, in[0], 4, dropout_of(c), c.segments());
+  tape.seed(y, y.value);
+  tape.backward();
+  std::vector<double> all = OpRun::read(y).data;
+  for (const double x : OpRun::read(tape.gradient(in[0])).data) all.push_back(x);
+  omp_set_num_threads(before);
+  return all;
+}
+
 }  // namespace
+
+TEST_CASE("attention: same bits for any number of threads; the whole seed counts") {
+  const std::vector<double> one = numbers(7, 1);
+  EXPECT(numbers(7, 2) == one);
+  EXPECT(numbers(7, 5) == one);
+  EXPECT(numbers(7 + (uint64_t{1} << 32), 1) != one);
+}
+
+TEST_CASE("attention: a dry step takes the memory of a real one") {
+  const Case c{.frames = {33, 1, 600}, .dims = {2, 12}};
+  int64_t acts[2], scratch[2];
+  for (const bool dry : {false, true}) {
+    OpRun run(/*poison=*/false);
+    Tape tape(run.ctx);
+    Fill fill(1);
+    const std::vector<Var> in = run.place(tape, std::vector<Array>{fill.frames(c, 72)});
+    run.ctx.dry = dry;
+    const Var y = attention(tape, in[0], 2, {}, c.segments());
+    tape.seed(y, y.value);
+    tape.backward();
+    acts[dry] = run.acts.peak(), scratch[dry] = run.scratch.peak();
+  }
+  EXPECT(acts[0] == acts[1]);
+  EXPECT(scratch[0] == scratch[1]);
+}
+
+TEST_CASE("attention: what it refuses") {
+  OpRun run(true);
+  const Case c{.frames = {5}};
+  const auto message = [&](int64_t T, int64_t width, int heads) {
+    const Tensor qkv = run.ctx.activation({T, width});
+    return test::error_of([&] { attention_forward(run.ctx, qkv, heads, {}, c.segments()); })
+        .message;
+  };
+  EXPECT(message(5, 18, 3).find("head width is 2") != std::string::npos);
+  EXPECT(message(5, 3 * 132, 1).find("head width is 132") != std::string::npos);
+  EXPECT(message(5, 25, 1).find("qkv is [5, 25]") != std::string::npos);
+  EXPECT(message(6, 24, 1).find("5 frames") != std::string::npos);
+}
+
 }  // namespace sft
