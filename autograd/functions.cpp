@@ -4,14 +4,53 @@
 
 #include "engine/ops/attention.h"
 #include "engine/ops/cosine_logits.h"
+#include "engine/ops/conv_strided.h"
 #include "engine/ops/cross_entropy.h"
 #include "engine/ops/feature_penalty.h"
 #include "engine/ops/layer_norm.h"
 #include "engine/ops/lstm.h"
+#include "engine/ops/pos_conv.h"
 #include "engine/ops/segment_mean.h"
+#include "engine/ops/weight_norm.h"
 #include "engine/ops/weighted_sum.h"
 
 namespace sft {
+namespace {
+
+// Whether backward will come: forward then keeps what it needs.
+bool any_wanted(const Tape& t, std::initializer_list<Var> inputs) {
+  return t.recording() &&
+         std::any_of(inputs.begin(), inputs.end(), [](const Var& v) { return v.slot != nullptr; });
+}
+
+}  // namespace
+
+Var conv_stem(Tape& t, Tensor samples, Var weight, Var bias, Var norm_weight, Var norm_bias,
+              const ConvStem& stem, Slots slots) {
+  const ConvStemOut out =
+      conv_stem_forward(t.ctx, samples, weight, bias, norm_weight, norm_bias, stem, slots);
+  return t.record(
+      "conv_stem", out.y, {weight, bias, norm_weight, norm_bias}, [=](Tape& t, Tensor dy) {
+        const Grad dweight = t.grad(weight), dbias = t.grad(bias);
+        const Grad dnorm_weight = t.grad(norm_weight), dnorm_bias = t.grad(norm_bias);
+        conv_stem_backward(t.ctx, dy, samples, weight, bias, norm_weight, norm_bias, out.mean,
+                           out.rstd, stem, slots, dweight, dbias, dnorm_weight, dnorm_bias);
+      });
+}
+
+Var conv_strided(Tape& t, Var x, Var weight, Var bias, Var norm_weight, Var norm_bias,
+                 int32_t stride, float eps, Slots slots) {
+  const ConvStrided conv{stride, eps, any_wanted(t, {x, weight, bias, norm_weight, norm_bias})};
+  const ConvStridedOut out =
+      conv_strided_forward(t.ctx, x, weight, bias, norm_weight, norm_bias, conv, slots);
+  return t.record(
+      "conv_strided", out.y, {x, weight, bias, norm_weight, norm_bias}, [=](Tape& t, Tensor dy) {
+        const Grad dx = t.grad(x), dweight = t.grad(weight), dbias = t.grad(bias);
+        const Grad dnorm_weight = t.grad(norm_weight), dnorm_bias = t.grad(norm_bias);
+        conv_strided_backward(t.ctx, dy, x, weight, norm_weight, norm_bias, out.pre, out.mean,
+                              out.rstd, conv, slots, dx, dweight, dbias, dnorm_weight, dnorm_bias);
+      });
+}
 
 Var attention(Tape& t, Var qkv, int heads, Dropout dropout, Segments segments) {
   const AttentionOut out = attention_forward(t.ctx, qkv, heads, dropout, segments);
@@ -94,11 +133,28 @@ Var lstm(Tape& t, Var x, const LstmVars& forwards, const LstmVars& backwards,
       });
 }
 
+Var pos_conv(Tape& t, Var x, Var weight, Var bias, int groups, Segments segments) {
+  const bool keep = any_wanted(t, {x, weight, bias});
+  const PosConvOut out = pos_conv_forward(t.ctx, x, weight, bias, groups, segments, keep);
+  return t.record("pos_conv", out.y, {x, weight, bias}, [=](Tape& t, Tensor dy) {
+    const Grad dx = t.grad(x), dweight = t.grad(weight), dbias = t.grad(bias);
+    pos_conv_backward(t.ctx, dy, x, weight, out.pre, groups, segments, dx, dweight, dbias);
+  });
+}
+
 Var segment_mean(Tape& t, Var x, const Segments& segments) {
   const Tensor y = segment_mean_forward(t.ctx, x, segments);
   return t.record("segment_mean", y, {x}, [=](Tape& t, Tensor dy) {
     const Grad dx = t.grad(x);
     segment_mean_backward(t.ctx, dy, segments, dx);
+  });
+}
+
+Var weight_norm(Tape& t, Var g, Var v) {
+  const Tensor w = weight_norm_forward(t.ctx, g, v);
+  return t.record("weight_norm", w, {g, v}, [=](Tape& t, Tensor dw) {
+    const Grad dg = t.grad(g), dv = t.grad(v);
+    weight_norm_backward(t.ctx, dw, g, v, dg, dv);
   });
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "autograd/tape.h"
+#include "engine/ops/conv_stem.h"
 #include "engine/ops/ctc.h"
 #include "engine/segments.h"
 
@@ -11,6 +12,12 @@ namespace sft {
 // segments outlive the backward.
 Var attention(Tape& t, Var qkv, int heads, Dropout dropout, Segments segments);
 Var cosine_logits(Tape& t, Var x, Var embedding, float temperature);
+// Views of slots outlive the backward.
+Var conv_stem(Tape& t, Tensor samples, Var weight, Var bias, Var norm_weight, Var norm_bias,
+              const ConvStem& stem, Slots slots);
+// Keeps what backward needs only if some input's gradient is wanted.
+Var conv_strided(Tape& t, Var x, Var weight, Var bias, Var norm_weight, Var norm_bias,
+                 int32_t stride, float eps, Slots slots);
 // A loss: ignores dy. labels and weights [N] outlive the backward.
 Var cross_entropy(Tape& t, Var logits, std::span<const int32_t> labels,
                   std::span<const float> weights);
@@ -30,7 +37,9 @@ struct LstmVars {
 // backwards empty: one direction.
 Var lstm(Tape& t, Var x, const LstmVars& forwards, const LstmVars& backwards,
          const Segments& segments);
+Var pos_conv(Tape& t, Var x, Var weight, Var bias, int groups, Segments segments);
 Var segment_mean(Tape& t, Var x, const Segments& segments);
+Var weight_norm(Tape& t, Var g, Var v);
 // At most kMaxStates states.
 Var weighted_sum(Tape& t, std::span<const Var> states, Var w, bool normalize);
 

@@ -30,6 +30,21 @@ struct Slots {
   int32_t rows() const { return starts.empty() ? 0 : starts.back(); }
 };
 
+// Owns the numbers of Slots; the views stay good as long as it lives and is not assigned to.
+class SlotList {
+ public:
+  SlotList() = default;
+  // Waves of so many samples, each in a slot of whole hops: hop * ceil(samples / hop).
+  SlotList(std::span<const int32_t> samples, int32_t hop);
+  // The rows of a convolution over these slots: starts / stride, floor((valid - kernel) / stride) +
+  // 1 valid rows (none if valid < kernel). Starts that are no multiples of the stride: CHECK.
+  SlotList next(int32_t kernel, int32_t stride) const;
+  Slots view() const { return {starts_, valid_}; }
+
+ private:
+  std::vector<int32_t> starts_, valid_;
+};
+
 // Owns the numbers of Segments; the views stay good as long as it lives and is not assigned to.
 class SegmentList {
  public:

@@ -56,6 +56,17 @@ inline void norm_dx(const float* dy, const float* x, const float* weight, int64_
   });
 }
 
+// dweight += dy * xhat, dbias += dy.
+inline void norm_dw(const float* dy, const float* x, int64_t C, Moments m, float* dweight,
+                    float* dbias) {
+  for_vectors(C, [&](int64_t i, int64_t n) {
+    const Vec d = load(dy + i, n);
+    const Vec xhat = hn::Mul(hn::Sub(load(x + i, n), set(m.mean)), set(m.rstd));
+    store(hn::MulAdd(d, xhat, load(dweight + i, n)), dweight + i, n);
+    store(hn::Add(load(dbias + i, n), d), dbias + i, n);
+  });
+}
+
 }  // namespace sft::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

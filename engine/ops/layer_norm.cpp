@@ -25,15 +25,9 @@ void norm_row_dx(const float* dy, const float* x, const float* weight, int64_t C
   norm_dx(dy, x, weight, C, {mean, rstd}, dx, add);
 }
 
-// dweight += dy * xhat, dbias += dy, of one row.
 void norm_row_dw(const float* dy, const float* x, int64_t C, float mean, float rstd, float* dweight,
                  float* dbias) {
-  for_vectors(C, [&](int64_t i, int64_t n) {
-    const Vec d = load(dy + i, n);
-    const Vec xhat = hn::Mul(hn::Sub(load(x + i, n), set(mean)), set(rstd));
-    store(hn::MulAdd(d, xhat, load(dweight + i, n)), dweight + i, n);
-    store(hn::Add(load(dbias + i, n), d), dbias + i, n);
-  });
+  norm_dw(dy, x, C, {mean, rstd}, dweight, dbias);
 }
 
 }  // namespace sft::HWY_NAMESPACE

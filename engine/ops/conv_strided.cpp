@@ -1,0 +1,381 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "engine/ops/conv_strided.cpp"
+#include <hwy/foreach_target.h>  // compiles this file once per instruction set
+
+#include <algorithm>
+#include <cstring>
+
+#include "engine/cpu/conv_row-inl.h"
+#include "engine/cpu/conv_tile-inl.h"
+#include "engine/ops/conv_strided.h"
+
+#ifndef SFT_CONV_STRIDED_TYPES
+#define SFT_CONV_STRIDED_TYPES
+namespace sft::strided {
+
+constexpr int64_t kRows = 48;    // of a chunk: whole tiles of every instruction set
+constexpr int64_t kDepth = 512;  // of the sum at a time: a chunk of 48 rows stays in the L2 cache
+constexpr int64_t kRowStep = kDepth + 16;  // no two rows of a tile in the same set of the L1 cache
+
+// Rows of A lie `step` numbers apart and hold `depth` numbers each, which may overlap the next
+// row's and, past `end`, count as zero.
+struct Rows {
+  const float* data;
+  const float* end;
+  int64_t step, depth;
+};
+
+// What is saved of a chunk of rows; each may be null.
+struct Saved {
+  float* pre;
+  float* mean;
+  float* rstd;
+};
+
+}  // namespace sft::strided
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace sft::HWY_NAMESPACE {
+
+int64_t strided_columns() { return 2 * lanes(); }
+
+// copy [kRows, kRowStep] = numbers [first, first + depth) of each row, zeros for rows that are
+// none.
+HWY_INLINE void copy_rows(const strided::Rows& a, int64_t rows, int64_t first, int64_t depth,
+                          float* copy) {
+  for (int64_t r = 0; r < strided::kRows; ++r, copy += strided::kRowStep) {
+    const float* from = a.data + r * a.step + first;
+    const int64_t there = r < rows ? std::clamp<int64_t>(a.end - from, 0, depth) : 0;
+    if (there) std::memcpy(copy, from, there * sizeof(float));
+    std::memset(copy + there, 0, (depth - there) * sizeof(float));
+  }
+}
+
+// sums [kRows, padded] of up to kRows rows of A times the panels of B; copy [kRows, kRowStep].
+void strided_product(const strided::Rows& a, int64_t rows, const float* panels, int64_t padded,
+                     float* copy, float* sums) {
+  constexpr int kTile = kConvTileRows<2>;
+  const int64_t width = 2 * lanes();
+  for (int64_t k = 0; k < a.depth; k += strided::kDepth) {
+    const int64_t depth = std::min(strided::kDepth, a.depth - k);
+    copy_rows(a, rows, k, depth, copy);
+    for (int64_t c = 0; c < padded; c += width)
+      for (int64_t r = 0; r < rows; r += kTile)
+        conv_tile<2, strided::kRowStep>(copy + r * strided::kRowStep,
+                                        panels + c * a.depth + k * width, {1, depth, 0, 1, width},
+                                        sums + r * padded + c, padded, k == 0);
+  }
+}
+
+void strided_finish(float* sums, int64_t rows, int64_t padded, int64_t C, const cpu::ConvRow& row,
+                    const strided::Saved& saved, float* y) {
+  for (int64_t r = 0; r < rows; ++r) {
+    float* u = sums + r * padded;
+    float* pre = saved.pre ? saved.pre + r * C : row.norm_weight ? u : nullptr;
+    const Moments m = finish_row(u, row, C, pre, y + r * C);
+    if (saved.mean) saved.mean[r] = m.mean, saved.rstd[r] = m.rstd;
+  }
+}
+
+// dy [rows, C] -> dpre [rows, padded]; partial [3, C]: dnorm_weight, dnorm_bias, dbias are added
+// to.
+void strided_unfinish(const float* dy, const strided::Saved& saved, int64_t rows, int64_t padded,
+                      int64_t C, const cpu::ConvRow& row, float* dpre, float* partial) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const Moments m = row.norm_weight ? Moments{saved.mean[r], saved.rstd[r]} : Moments{};
+    float* d = dpre + r * padded;
+    unfinish_row(dy + r * C, saved.pre + r * C, row, m, C, d, partial, partial + C);
+    add_row(d, C, partial + 2 * C);
+  }
+}
+
+// sums [kRows, columns] += sum over t of a[t][r] b[t][c]; a [depth, kRows], b [depth, padded].
+void strided_outer(const float* a, const float* b, int64_t depth, int64_t padded, int64_t columns,
+                   bool first, float* sums) {
+  constexpr int kTile = kConvTileRows<2>;
+  for (int64_t c = 0; c < columns; c += 2 * lanes())
+    for (int64_t r = 0; r < strided::kRows; r += kTile)
+      conv_tile<2, 1>(a + r, b + c, {1, depth, 0, strided::kRows, padded}, sums + r * columns + c,
+                      columns, first);
+}
+
+}  // namespace sft::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include "engine/cpu/conv_row.h"
+
+namespace sft {
+namespace {
+
+using namespace strided;
+
+HWY_EXPORT(strided_columns);
+HWY_EXPORT(strided_product);
+HWY_EXPORT(strided_finish);
+HWY_EXPORT(strided_unfinish);
+HWY_EXPORT(strided_outer);
+
+int64_t whole_tiles(int64_t columns) {
+  const int64_t width = HWY_DYNAMIC_DISPATCH(strided_columns)();
+  return (columns + width - 1) / width * width;
+}
+
+// One call of the op.
+struct Conv {
+  Tensor x, weight, bias, norm_weight, norm_bias;
+  ConvStrided options;
+  Slots slots;
+
+  int64_t Cin() const { return weight.shape[1]; }
+  int64_t Cout() const { return weight.shape[0]; }
+  int64_t taps() const { return weight.shape[2]; }
+  int64_t rows() const { return x.rows() / options.stride; }
+  int64_t start(int b) const { return slots.starts[b] / options.stride; }
+  int32_t valid(int b) const {
+    const auto K = static_cast<int32_t>(taps());
+    return slots.valid[b] < K ? 0 : (slots.valid[b] - K) / options.stride + 1;
+  }
+  Rows windows(int64_t t) const {
+    const int64_t step = options.stride * Cin();
+    return {x.f32() + t * step, x.f32() + x.count(), step, taps() * Cin()};
+  }
+  cpu::ConvRow row() const {
+    return {.shift = bias ? bias.f32() : nullptr,
+            .norm_weight = norm_weight ? norm_weight.f32() : nullptr,
+            .norm_bias = norm_weight ? norm_bias.f32() : nullptr,
+            .eps = options.eps};
+  }
+  double flops() const { return 2.0 * rows() * Cout() * Cin() * taps(); }
+};
+
+void check(const Conv& c) {
+  CHECK(c.weight.shape.rank() == 3 && c.options.stride >= 1 && c.taps() >= c.options.stride &&
+            c.x.shape == (Shape{c.slots.rows(), c.Cin()}) && c.x.dense(),
+        "conv_strided: weight is {}, stride {}, x {}, the slots have {} rows", c.weight.shape,
+        c.options.stride, c.x.shape, c.slots.rows());
+  const Shape C{c.Cout()};
+  CHECK(!c.bias || c.bias.shape == C, "conv_strided: bias is {}, weight {}", c.bias.shape,
+        c.weight.shape);
+  CHECK((!c.norm_weight && !c.norm_bias) || (c.norm_weight.shape == C && c.norm_bias.shape == C),
+        "conv_strided: norm weight is {}, bias {}, weight {}", c.norm_weight.shape,
+        c.norm_bias.shape, c.weight.shape);
+  for (const int32_t start : c.slots.starts)
+    CHECK(start % c.options.stride == 0, "conv_strided: a slot starts at {}, stride {}", start,
+          c.options.stride);
+}
+
+// [taps * Cin, Cout] in panels.
+const float* forward_panels(Context& ctx, const Conv& conv) {
+  const int64_t Cin = conv.Cin(), K = conv.taps(), depth = K * Cin;
+  const float* w = conv.weight.f32();
+  const int64_t count = depth * whole_tiles(conv.Cout());
+  return derived(ctx, w, fnv1a("conv_strided.panels"), count, [=, C = conv.Cout()](float* out) {
+    cpu::pack_panels(depth, C, HWY_DYNAMIC_DISPATCH(strided_columns)(), out,
+                     [=](int64_t k, int64_t o) { return w[(o * Cin + k % Cin) * K + k / Cin]; });
+  });
+}
+
+void zero_rows_between(const Conv& conv, Tensor y) {
+  for (int b = 0; b < conv.slots.batch(); ++b)
+    std::fill(y.row(conv.start(b) + conv.valid(b)), y.row(conv.start(b + 1)), 0.0f);
+}
+
+float* at(Tensor t, int64_t row) { return t ? t.f32() + row * t.row_stride : nullptr; }
+
+}  // namespace
+
+ConvStridedOut conv_strided_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias,
+                                    Tensor norm_weight, Tensor norm_bias,
+                                    const ConvStrided& options, Slots slots) {
+  const Conv conv{x, weight, bias, norm_weight, norm_bias, options, slots};
+  check(conv);
+  const int64_t rows = conv.rows(), C = conv.Cout(), padded = whole_tiles(C);
+  ConvStridedOut out{.y = ctx.activation({rows, C})};
+  if (options.keep) out.pre = ctx.activation({rows, C});
+  if (options.keep && norm_weight) {
+    out.mean = ctx.activation({rows, 1});
+    out.rstd = ctx.activation({rows, 1});
+  }
+  ScratchScope scratch(ctx.scratch);
+  const float* panels = forward_panels(ctx, conv);
+  const cpu::ThreadScratch threads(ctx, kRows * (kRowStep + padded));
+  if (ctx.dry) return out;
+  ProfileScope profile(ctx.profile, "conv_strided", conv.flops(), 4.0 * (x.count() + rows * C));
+  cpu::parallel_for(rows, kRows, [&](int64_t begin, int64_t end) {
+    float *copy = threads.mine(), *sums = copy + kRows * kRowStep;
+    HWY_DYNAMIC_DISPATCH(strided_product)
+    (conv.windows(begin), end - begin, panels, padded, copy, sums);
+    HWY_DYNAMIC_DISPATCH(strided_finish)
+    (sums, end - begin, padded, C, conv.row(),
+     {at(out.pre, begin), at(out.mean, begin), at(out.rstd, begin)}, out.y.row(begin));
+  });
+  zero_rows_between(conv, out.y);
+  if (out.pre) zero_rows_between(conv, out.pre);
+  return out;
+}
+
+namespace {
+
+// Input row u * stride + phase is read by output rows u, u - 1, ... through the taps phase, phase +
+// stride, ...: the gradient of each phase is a convolution over the rows of dpre, last tap first.
+struct Phase {
+  int64_t phase, taps, offset;  // offset: of its panels
+};
+
+Phase phase_of(const Conv& conv, int64_t phase) {
+  const int64_t stride = conv.options.stride, K = conv.taps();
+  const auto taps_of = [=](int64_t p) { return (K - p + stride - 1) / stride; };
+  Phase out{phase, taps_of(phase), 0};
+  for (int64_t p = 0; p < phase; ++p)
+    out.offset += taps_of(p) * whole_tiles(conv.Cout()) * whole_tiles(conv.Cin());
+  return out;
+}
+
+// Per phase [taps * padded Cout, Cin] in panels.
+const float* backward_panels(Context& ctx, const Conv& conv) {
+  const int64_t Cin = conv.Cin(), C = conv.Cout(), K = conv.taps(), padded = whole_tiles(C);
+  const int64_t stride = conv.options.stride;
+  const float* w = conv.weight.f32();
+  const int64_t count = K * padded * whole_tiles(Cin);
+  return derived(ctx, w, fnv1a("conv_strided.dx.panels"), count, [=](float* out) {
+    for (int64_t p = 0; p < stride; ++p) {
+      const Phase phase = phase_of(conv, p);
+      cpu::pack_panels(phase.taps * padded, Cin, HWY_DYNAMIC_DISPATCH(strided_columns)(),
+                       out + phase.offset, [=](int64_t k, int64_t i) {
+                         const int64_t tap = p + (phase.taps - 1 - k / padded) * stride;
+                         const int64_t o = k % padded;
+                         return o < C ? w[(o * Cin + i) * K + tap] : 0.0f;
+                       });
+    }
+  });
+}
+
+// Gradient of pre, [lead + rows, padded]: zero in the lead, between slots and past C.
+struct PreGradient {
+  float* data;
+  int64_t lead, padded;
+  float* row(int64_t t) const { return data + (lead + t) * padded; }
+};
+
+// dpre of all valid rows; partial [chunks, 3, C]: sums for the gradients of norm and bias.
+void unfinish(const Conv& conv, Tensor dy, const ConvStridedOut& saved, const PreGradient& dpre,
+              std::span<const cpu::RowChunk> chunks, float* partial) {
+  const int64_t C = conv.Cout();
+  std::fill(dpre.data, dpre.row(conv.rows()), 0.0f);
+  cpu::parallel_for(static_cast<int64_t>(chunks.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t t = conv.start(chunks[i].utterance) + chunks[i].first;
+      float* mine = partial + i * 3 * C;
+      std::memset(mine, 0, 3 * C * sizeof(float));
+      HWY_DYNAMIC_DISPATCH(strided_unfinish)
+      (dy.row(t), {at(saved.pre, t), at(saved.mean, t), at(saved.rstd, t)}, chunks[i].rows,
+       dpre.padded, C, conv.row(), dpre.row(t), mine);
+    }
+  });
+}
+
+void sum_partials(const float* partial, int64_t chunks, int64_t C, int64_t which, Grad to) {
+  if (!to) return;
+  for (int64_t c = 0; c < C; ++c) {
+    double total = 0;
+    for (int64_t i = 0; i < chunks; ++i) total += partial[(i * 3 + which) * C + c];
+    float& out = to.to.f32()[c];
+    out = static_cast<float>(to.add ? out + total : total);
+  }
+}
+
+void input_gradient(const Conv& conv, const PreGradient& dpre, const float* panels,
+                    const cpu::ThreadScratch& threads, Grad dx) {
+  const int64_t Cin = conv.Cin(), padded = whole_tiles(Cin), stride = conv.options.stride;
+  cpu::parallel_for(conv.rows(), kRows, [&](int64_t begin, int64_t end) {
+    float *copy = threads.mine(), *sums = copy + kRows * kRowStep;
+    for (int64_t p = 0; p < stride; ++p) {
+      const Phase phase = phase_of(conv, p);
+      const Rows rows{dpre.row(begin - phase.taps + 1), dpre.row(conv.rows()), dpre.padded,
+                      phase.taps * dpre.padded};
+      HWY_DYNAMIC_DISPATCH(strided_product)
+      (rows, end - begin, panels + phase.offset, padded, copy, sums);
+      for (int64_t r = 0; r < end - begin; ++r) {
+        float* to = dx.to.row((begin + r) * stride + p);
+        for (int64_t i = 0; i < Cin; ++i)
+          to[i] = dx.add ? to[i] + sums[r * padded + i] : sums[r * padded + i];
+      }
+    }
+  });
+}
+
+constexpr int64_t kFrames = 128;   // of a sum over frames at a time
+constexpr int64_t kColumns = 256;  // output channels of one piece of dweight
+
+// dweight of one tap, kRows input channels and kColumns output channels, summed over all frames.
+void weight_gradient_piece(const Conv& conv, const PreGradient& dpre, int64_t tap, int64_t i0,
+                           int64_t o0, float* memory, Grad dweight) {
+  const int64_t Cin = conv.Cin(), K = conv.taps(), stride = conv.options.stride;
+  const int64_t inputs = std::min(kRows, Cin - i0), columns = std::min(kColumns, dpre.padded - o0);
+  // The last rows may lack this tap; they are not valid.
+  const int64_t rows = std::min(conv.rows(), (conv.x.rows() - tap + stride - 1) / stride);
+  float *a = memory, *sums = memory + kFrames * kRows;
+  std::memset(sums, 0, kRows * columns * sizeof(float));
+  for (int64_t t = 0; t < rows; t += kFrames) {
+    const int64_t depth = std::min(kFrames, rows - t);
+    for (int64_t k = 0; k < depth; ++k) {
+      std::memcpy(a + k * kRows, conv.x.row((t + k) * stride + tap) + i0, inputs * sizeof(float));
+      std::memset(a + k * kRows + inputs, 0, (kRows - inputs) * sizeof(float));
+    }
+    HWY_DYNAMIC_DISPATCH(strided_outer)
+    (a, dpre.row(t) + o0, depth, dpre.padded, columns, false, sums);
+  }
+  for (int64_t o = 0; o < std::min(columns, conv.Cout() - o0); ++o)
+    for (int64_t i = 0; i < inputs; ++i) {
+      float& to = dweight.to.f32()[((o0 + o) * Cin + i0 + i) * K + tap];
+      to = dweight.add ? to + sums[i * columns + o] : sums[i * columns + o];
+    }
+}
+
+void weight_gradient(const Conv& conv, const PreGradient& dpre, const cpu::ThreadScratch& threads,
+                     Grad dweight) {
+  const int64_t inputs = (conv.Cin() + kRows - 1) / kRows;
+  const int64_t outputs = (dpre.padded + kColumns - 1) / kColumns;
+  cpu::parallel_for(conv.taps() * inputs * outputs, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece)
+      weight_gradient_piece(conv, dpre, piece / (inputs * outputs),
+                            piece / outputs % inputs * kRows, piece % outputs * kColumns,
+                            threads.mine(), dweight);
+  });
+}
+
+}  // namespace
+
+void conv_strided_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Tensor norm_weight,
+                           Tensor norm_bias, Tensor pre, Tensor mean, Tensor rstd,
+                           const ConvStrided& options, Slots slots, Grad dx, Grad dweight,
+                           Grad dbias, Grad dnorm_weight, Grad dnorm_bias) {
+  const Conv conv{x, weight, {}, norm_weight, norm_bias, options, slots};
+  check(conv);
+  const int64_t C = conv.Cout(), padded = whole_tiles(C);
+  ScratchScope scratch(ctx.scratch);
+  const int64_t lead = (conv.taps() + options.stride - 1) / options.stride - 1;
+  const int64_t count = (lead + conv.rows()) * padded;
+  const PreGradient dpre{ctx.temporary({count}).f32(), lead, padded};
+  const auto chunks =
+      cpu::row_chunks(ctx, slots.batch(), 2 * kRows, [&](int b) { return conv.valid(b); });
+  const auto chunk_count = static_cast<int64_t>(chunks.size());
+  float* partial = ctx.temporary({chunk_count * 3 * C}).f32();
+  const float* panels = dx ? backward_panels(ctx, conv) : nullptr;
+  const int64_t product = kRows * (kRowStep + whole_tiles(conv.Cin()));
+  const cpu::ThreadScratch threads(ctx, std::max(product, kRows * (kFrames + kColumns)));
+  if (ctx.dry) return;
+  ProfileScope profile(ctx.profile, "conv_strided.backward", 2 * conv.flops(),
+                       4.0 * (2 * x.count() + 2 * conv.rows() * C));
+  unfinish(conv, dy, {.pre = pre, .mean = mean, .rstd = rstd}, dpre, chunks, partial);
+  sum_partials(partial, chunk_count, C, 0, dnorm_weight);
+  sum_partials(partial, chunk_count, C, 1, dnorm_bias);
+  sum_partials(partial, chunk_count, C, 2, dbias);
+  if (dx) input_gradient(conv, dpre, panels, threads, dx);
+  if (dweight) weight_gradient(conv, dpre, threads, dweight);
+}
+
+}  // namespace sft
+#endif

@@ -1,0 +1,41 @@
+#include "tests/ops/conv.h"
+
+#include <deque>
+
+namespace sft {
+
+const SlotList& slots_of(std::span<const int32_t> samples, int32_t hop) {
+  static std::deque<SlotList> kept;
+  return kept.emplace_back(samples, hop);
+}
+
+void norm_rows(Array& x, const Array& weight, const Array& bias, double eps) {
+  const int64_t C = x.shape.back();
+  for (int64_t t = 0; t < x.shape[0]; ++t) {
+    double mean = 0, variance = 0;
+    for (int64_t c = 0; c < C; ++c) mean += x.at(t, c) / C;
+    for (int64_t c = 0; c < C; ++c) variance += std::pow(x.at(t, c) - mean, 2) / C;
+    for (int64_t c = 0; c < C; ++c)
+      x.at(t, c) = (x.at(t, c) - mean) / std::sqrt(variance + eps) * weight.data[c] + bias.data[c];
+  }
+}
+
+Array naive_conv(const Array& x, const Array& weight, const Array* bias, int32_t stride,
+                 const SlotList& in) {
+  const int64_t Cout = weight.shape[0], Cin = weight.shape[1], K = weight.shape[2];
+  const SlotList out = in.next(static_cast<int32_t>(K), stride);
+  const Slots slots = out.view();
+  Array y{.shape = {slots.rows(), Cout}, .data = std::vector<double>(slots.rows() * Cout)};
+  for (int b = 0; b < slots.batch(); ++b)
+    for (int64_t t = slots.starts[b]; t < slots.starts[b] + slots.valid[b]; ++t)
+      for (int64_t o = 0; o < Cout; ++o) {
+        double sum = bias ? bias->data[o] : 0;
+        for (int64_t j = 0; j < K; ++j)
+          for (int64_t i = 0; i < Cin; ++i)
+            sum += weight.data[(o * Cin + i) * K + j] * x.data[(t * stride + j) * Cin + i];
+        y.at(t, o) = sum;
+      }
+  return y;
+}
+
+}  // namespace sft

@@ -1,0 +1,153 @@
+#include "tests/doctest.h"
+#include "tests/ops/conv.h"
+
+#include "autograd/functions.h"
+
+namespace sft {
+namespace {
+
+constexpr int32_t kHop = 24;  // whole strides of every case
+constexpr double kEps = 1e-5;
+
+// dims: Cin, Cout, K, stride. Inputs: x, weight, then bias if it has one, norm weight and bias.
+OpSpec spec(const char* name, bool bias, bool norm) {
+  const auto run = [=](Tape& t, std::span<const Var> in, const Case& c) -> std::vector<Var> {
+    return {conv_strided(t, in[0], in[1], bias ? in[2] : Var(), norm ? in[2 + bias] : Var(),
+                         norm ? in[3 + bias] : Var(), static_cast<int32_t>(c.dims[3]), kEps,
+                         slots_of(c.frames, kHop).view())};
+  };
+  const auto oracle = [=](std::span<const Array> in, const Case& c) -> std::vector<Array> {
+    const auto stride = static_cast<int32_t>(c.dims[3]);
+    const SlotList& slots = slots_of(c.frames, kHop);
+    Array y = naive_conv(in[0], in[1], bias ? &in[2] : nullptr, stride, slots);
+    const Array kept = y;
+    if (norm) norm_rows(y, in[2 + bias], in[3 + bias], kEps);
+    const SlotList next = slots.next(static_cast<int32_t>(c.dims[2]), stride);
+    const Slots out = next.view();
+    for (double& v : y.data) v = exact_gelu(v);
+    for (int b = 0; b < out.batch(); ++b)
+      for (int64_t t = out.starts[b] + out.valid[b]; t < out.starts[b + 1]; ++t)
+        for (int64_t o = 0; o < y.shape[1]; ++o) y.at(t, o) = 0;
+    return {y};
+  };
+  const auto inputs = [=](const Case& c, Fill& fill) {
+    const int64_t Cin = c.dims[0], Cout = c.dims[1], K = c.dims[2];
+    const double deviation = 1 / std::sqrt(static_cast<double>(Cin * K));
+    std::vector<Array> in{fill.normal({slots_of(c.frames, kHop).view().rows(), Cin}),
+                          fill.normal({Cout, Cin, K}, deviation)};
+    for (int i = 0; i < bias + 2 * norm; ++i) in.push_back(fill.normal({Cout}));
+    return in;
+  };
+  const auto cost = [](const Case& c) {
+    const double rows = slots_of(c.frames, kHop).view().rows();
+    const double out = rows / c.dims[3] * c.dims[1];
+    return Cost{.bytes = 4 * (rows * c.dims[0] + out), .flops = 2 * out * c.dims[0] * c.dims[2]};
+  };
+  return {.name = name,
+          .cases = {{.frames = {5}, .dims = {3, 5, 2, 2}},
+                    {.frames = {31, 2, 72, 48}, .dims = {7, 33, 3, 2}},
+                    {.frames = {25, 40}, .dims = {4, 9, 7, 3}},  // taps of three rows
+                    {.frames = {150, 100}, .dims = {50, 49, 3, 2}},
+                    {.frames = {9}, .dims = {2, 4, 1, 1}},
+                    {.frames = {}, .dims = {4, 4, 3, 2}},
+                    {.frames = {12800, 12768}, .dims = {512, 512, 3, 2}, .bench = true},
+                    {.frames = {1600, 1584}, .dims = {512, 512, 2, 2}, .bench = true}},
+          .inputs = inputs,
+          .oracle = oracle,
+          .run = run,
+          .cost = cost,
+          .terms = 512,
+          .packs = false};
+}
+
+const RegisterOp plain(spec("conv_strided", false, false));
+const RegisterOp biased(spec("conv_strided_bias", true, false));
+const RegisterOp normed(spec("conv_strided_norm", true, true));
+
+// One convolution of a pack, forward and backward.
+struct Result {
+  std::vector<float> y, dx, dweight;
+};
+
+Result run_pack(std::span<const int32_t> rows, const Array& x, const Array& weight,
+                const Array& dy) {
+  OpRun run(/*poison=*/true);
+  Tape tape(run.ctx);
+  const SlotList slots(rows, 4);
+  const std::vector<Array> arrays{x, weight};
+  const std::vector<Var> in = run.place(tape, arrays);
+  const Var y = conv_strided(tape, in[0], in[1], {}, {}, {}, 2, 0, slots.view());
+  Array seed = dy;
+  seed.gradient = false;
+  tape.seed(y, run.place(tape, std::vector<Array>{seed})[0]);
+  tape.backward();
+  const auto floats = [](Tensor t) { return std::vector<float>(t.f32(), t.f32() + t.count()); };
+  return {floats(y), floats(tape.gradient(in[0])), floats(tape.gradient(in[1]))};
+}
+
+}  // namespace
+
+TEST_CASE("conv_strided: what lies between slots changes no bit") {
+  const std::vector<int32_t> rows{9, 4, 13};
+  Fill fill(3);
+  Array x = fill.normal({32, 5});
+  const Array weight = fill.normal({6, 5, 3});
+  Array dy = fill.normal({16, 6});
+  const Result before = run_pack(rows, x, weight, dy);
+  const SlotList list(rows, 4);
+  const Slots slots = list.view();
+  const SlotList next = list.next(3, 2);
+  for (int b = 0; b < slots.batch(); ++b) {
+    for (int64_t t = slots.starts[b] + slots.valid[b]; t < slots.starts[b + 1]; ++t)
+      for (int64_t i = 0; i < 5; ++i) x.at(t, i) = 1e6;
+    const Slots out = next.view();
+    for (int64_t t = out.starts[b] + out.valid[b]; t < out.starts[b + 1]; ++t)
+      for (int64_t o = 0; o < 6; ++o) dy.at(t, o) = NAN;
+  }
+  const Result after = run_pack(rows, x, weight, dy);
+  EXPECT(before.y == after.y);
+  EXPECT(before.dx == after.dx);
+  EXPECT(before.dweight == after.dweight);
+}
+
+TEST_CASE("conv_strided: packed, each utterance has the bits it has alone") {
+  const std::vector<int32_t> rows{401, 7, 33, 96};
+  const SlotList list(rows, 4), next = list.next(3, 2);
+  const Slots slots = list.view(), out = next.view();
+  Fill fill(4);
+  const Array x = fill.normal({slots.rows(), 20}), weight = fill.normal({17, 20, 3});
+  const Array dy = fill.normal({out.rows(), 17});
+  const auto cut = [](const Array& a, int64_t first, int64_t last) {
+    const int64_t C = a.shape.back();
+    return Array{.shape = {last - first, C},
+                 .data = {a.data.begin() + first * C, a.data.begin() + last * C}};
+  };
+  const Result whole = run_pack(rows, x, weight, dy);
+  for (int b = 0; b < slots.batch(); ++b) {
+    const int64_t x0 = slots.starts[b], x1 = slots.starts[b + 1];
+    const int64_t y0 = out.starts[b], y1 = out.starts[b + 1];
+    const Result alone =
+        run_pack(std::span(rows).subspan(b, 1), cut(x, x0, x1), weight, cut(dy, y0, y1));
+    EXPECT(alone.y == std::vector<float>(whole.y.begin() + y0 * 17, whole.y.begin() + y1 * 17));
+    EXPECT(alone.dx == std::vector<float>(whole.dx.begin() + x0 * 20, whole.dx.begin() + x1 * 20));
+  }
+}
+
+TEST_CASE("conv_strided: forward alone gives the bits of forward for backward") {
+  const std::vector<int32_t> rows{50, 31};
+  const SlotList list(rows, 4);
+  Fill fill(5);
+  const std::vector<Array> arrays{fill.normal({list.view().rows(), 6}), fill.normal({9, 6, 3}),
+                                  fill.normal({9}), fill.normal({9}), fill.normal({9})};
+  std::vector<std::vector<float>> ys;
+  for (const bool recording : {true, false}) {
+    OpRun run(/*poison=*/true);
+    Tape tape(run.ctx, recording);
+    const std::vector<Var> in = run.place(tape, arrays);
+    const Tensor y = conv_strided(tape, in[0], in[1], in[2], in[3], in[4], 2, kEps, list.view());
+    ys.emplace_back(y.f32(), y.f32() + y.count());
+  }
+  EXPECT(ys[0] == ys[1]);
+}
+
+}  // namespace sft

@@ -1,0 +1,60 @@
+#include <cmath>
+
+#include "autograd/functions.h"
+#include "tests/ops/conv.h"
+
+namespace sft {
+namespace {
+
+// dims: C, groups, K.
+std::vector<Array> oracle(std::span<const Array> in, const Case& c) {
+  const Array &x = in[0], &w = in[1];
+  const int64_t C = c.dims[0], K = c.dims[2], channels = C / c.dims[1];
+  const Segments segments = c.segments();
+  Array y = x;
+  for (int b = 0; b < segments.batch(); ++b)
+    for (int64_t t = 0; t < segments.length(b); ++t)
+      for (int64_t o = 0; o < C; ++o) {
+        double sum = in[2].data[o];
+        for (int64_t j = 0; j < K; ++j) {
+          const int64_t from = t + j - K / 2;
+          if (from < 0 || from >= segments.length(b)) continue;
+          for (int64_t i = 0; i < channels; ++i)
+            sum += w.data[(o * channels + i) * K + j] *
+                   x.at(segments.starts[b] + from, o / channels * channels + i);
+        }
+        y.at(segments.starts[b] + t, o) += exact_gelu(sum);
+      }
+  return {y};
+}
+
+const RegisterOp pos_conv_op(OpSpec{
+    .name = "pos_conv",
+    .cases = {{.frames = {1}, .dims = {6, 2, 4}},
+              {.frames = {7, 1, 33}, .dims = {12, 3, 19}},  // odd: no step is dropped
+              {.frames = {31, 130, 2}, .dims = {48, 1, 16}},
+              {.frames = {40, 5}, .dims = {34, 2, 40}},
+              {.frames = {}, .dims = {8, 2, 4}},
+              {.frames = {250, 250, 250, 250}, .dims = {768, 16, 128}, .bench = true},
+              {.frames = {250, 250, 250, 250}, .dims = {1024, 16, 128}, .bench = true}},
+    .inputs =
+        [](const Case& c, Fill& fill) {
+          const int64_t C = c.dims[0], channels = C / c.dims[1], K = c.dims[2];
+          const double deviation = 1 / std::sqrt(static_cast<double>(channels * K));
+          return std::vector<Array>{fill.frames(c, C), fill.normal({C, channels, K}, deviation),
+                                    fill.normal({C})};
+        },
+    .oracle = oracle,
+    .run = [](Tape& t, std::span<const Var> in, const Case& c) -> std::vector<Var> {
+      return {pos_conv(t, in[0], in[1], in[2], static_cast<int>(c.dims[1]), c.segments())};
+    },
+    .cost =
+        [](const Case& c) {
+          const double n = static_cast<double>(c.T() * c.dims[0]);
+          return Cost{.bytes = 8 * n, .flops = 2 * n * c.dims[0] / c.dims[1] * c.dims[2]};
+        },
+    .terms = 768,
+});
+
+}  // namespace
+}  // namespace sft
