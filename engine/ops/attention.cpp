@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "engine/cpu/philox-inl.h"
 #include "engine/cpu/tile-inl.h"
 #include "engine/cpu/vector_math-inl.h"
 #include "engine/ops/attention.h"
@@ -62,46 +63,11 @@ struct Pieces {
   }
 };
 
-// Philox4x32-7 with the call in each lane (engine/rng.h): words [4] of a lane are eight numbers.
-using Words = hn::Vec<hn::RebindToUnsigned<Lanes>>;
-
-HWY_INLINE void multiply(Words a, uint32_t b, Words& high, Words& low) {
-  const hn::RebindToUnsigned<Lanes> d;
-#if HWY_TARGET == HWY_SCALAR
-  const uint64_t product = uint64_t{hn::GetLane(a)} * b;
-  high = hn::Set(d, static_cast<uint32_t>(product >> 32));
-  low = hn::Set(d, static_cast<uint32_t>(product));
-#else
-  const hn::Repartition<uint64_t, decltype(d)> wide;
-  const Words factor = hn::Set(d, b);
-  const auto even = hn::MulEven(a, factor);
-  const auto odd = hn::MulEven(hn::BitCast(d, hn::ShiftRight<32>(hn::BitCast(wide, a))), factor);
-  low = hn::OddEven(hn::BitCast(d, hn::ShiftLeft<32>(odd)), hn::BitCast(d, even));
-  high = hn::OddEven(hn::BitCast(d, odd), hn::BitCast(d, hn::ShiftRight<32>(even)));
-#endif
-}
-
-HWY_INLINE void philox_lanes(const AttentionHead& h, Words call, Words (&x)[4]) {
-  const hn::RebindToUnsigned<Lanes> d;
-  x[0] = call, x[1] = hn::Set(d, h.utterance);
-  x[2] = hn::Set(d, h.rng.update), x[3] = hn::Set(d, h.dropout.site);
-  uint32_t k0 = static_cast<uint32_t>(h.rng.seed), k1 = static_cast<uint32_t>(h.rng.seed >> 32);
-  for (int round = 0; round < 7; ++round) {
-    Words high0, low0, high2, low2;
-    multiply(x[0], 0xD2511F53u, high0, low0);
-    multiply(x[2], 0xCD9E8D57u, high2, low2);
-    x[0] = hn::Xor(hn::Xor(high2, x[1]), hn::Set(d, k0));
-    x[2] = hn::Xor(hn::Xor(high0, x[3]), hn::Set(d, k1));
-    x[1] = low2, x[3] = low0;
-    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-  }
-}
-
 // f(key of the group, vector of queries, factor): what dropout multiplies kGroup keys from `key` on
 // by, for the queries from `query` on.
 template <class F>
 HWY_INLINE void drop_factors(const AttentionHead& h, int64_t query, int64_t key, F&& f) {
-  const hn::RebindToUnsigned<Lanes> d;
+  const WordLanes d;
   const hn::RebindToSigned<Lanes> di;
   const auto calls = static_cast<uint32_t>(padded(h.T, kGroup) / kGroup);
   const auto threshold = hn::Set(di, static_cast<int32_t>(h.dropout.threshold()) - 1);
@@ -111,7 +77,7 @@ HWY_INLINE void drop_factors(const AttentionHead& h, int64_t query, int64_t key,
     const Words call =
         hn::Add(hn::Mul(row, hn::Set(d, calls)), hn::Set(d, static_cast<uint32_t>(key / kGroup)));
     Words words[4];
-    philox_lanes(h, call, words);
+    philox_lanes(h.rng, call, h.utterance, h.dropout.site, words);
     for (int64_t i = 0; i < kGroup; ++i) {
       const Words bits =
           i % 2 ? hn::ShiftRight<16>(words[i / 2]) : hn::And(words[i / 2], hn::Set(d, 0xFFFFu));
