@@ -125,9 +125,12 @@ HWY_INLINE void transpose_out(const float* src, int64_t rows, int64_t width, con
     }
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t k = 0; k < width; k += 4) {
-      const float* from = temporary + k * kTileColumns + r * 4;
-      float* to = dst + r * stride + k;
-      for (int i = 0; i < 4; ++i) to[i] = add ? to[i] + from[i] : from[i];
+      const float* HWY_RESTRICT from = temporary + k * kTileColumns + r * 4;
+      float* HWY_RESTRICT to = dst + r * stride + k;
+      if (add)
+        for (int i = 0; i < 4; ++i) to[i] += from[i];
+      else
+        copy_four(from, to);
     }
 }
 
