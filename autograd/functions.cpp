@@ -3,18 +3,32 @@
 #include <algorithm>
 
 #include "engine/ops/attention.h"
-#include "engine/ops/cosine_logits.h"
 #include "engine/ops/conv_strided.h"
+#include "engine/ops/cosine_logits.h"
 #include "engine/ops/cross_entropy.h"
+#include "engine/ops/dropout.h"
 #include "engine/ops/feature_penalty.h"
+#include "engine/ops/ffn.h"
 #include "engine/ops/layer_norm.h"
+#include "engine/ops/linear.h"
 #include "engine/ops/lstm.h"
 #include "engine/ops/pos_conv.h"
 #include "engine/ops/segment_mean.h"
+#include "engine/ops/take_rows.h"
 #include "engine/ops/weight_norm.h"
 #include "engine/ops/weighted_sum.h"
 
 namespace sft {
+Var linear(Tape& t, Var x, Var weight, Var bias, Var residual, Dropout dropout, Segments segments) {
+  const LinearEpilogue epilogue{residual, dropout, segments};
+  const Tensor y = linear_forward(t.ctx, x, weight, bias, epilogue);
+  return t.record("linear", y, {x, weight, bias, residual}, [=](Tape& t, Tensor dy) {
+    const Grad dresidual = t.grad(residual), dx = t.grad(x);
+    const Grad dweight = t.grad(weight), dbias = t.grad(bias);
+    linear_backward(t.ctx, dy, x, weight, epilogue, dresidual, dx, dweight, dbias);
+  });
+}
+
 namespace {
 
 // Whether backward will come: forward then keeps what it needs.
@@ -87,11 +101,33 @@ CtcLoss ctc(Tape& t, Var logits, const Segments& segments, const CtcTargets& tar
   return {losses, out.infeasible};
 }
 
+Var dropout(Tape& t, Var x, Dropout dropout, Segments segments) {
+  const Tensor y = dropout_forward(t.ctx, x, dropout, segments);
+  return t.record("dropout", y, {x}, [=](Tape& t, Tensor dy) {
+    dropout_backward(t.ctx, dy, dropout, segments, t.grad(x));
+  });
+}
+
 Var feature_penalty(Tape& t, Var x, Segments segments, std::span<const float> weights) {
   const Tensor losses = feature_penalty_forward(t.ctx, x, segments);
   return t.record("feature_penalty", losses, {x}, [=](Tape& t, Tensor) {
     const Grad dx = t.grad(x);
     feature_penalty_backward(t.ctx, x, segments, weights, dx);
+  });
+}
+
+Var ffn(Tape& t, Var x, Var up_weight, Var up_bias, Var down_weight, Var down_bias, Var residual,
+        Dropout activation_dropout, Dropout dropout, Segments segments) {
+  const FfnWeights weights{up_weight, up_bias, down_weight, down_bias};
+  const FfnEpilogue epilogue{residual, activation_dropout, dropout, segments};
+  const std::array inputs{x, up_weight, up_bias, down_weight, down_bias, residual};
+  const FfnOut out = ffn_forward(t.ctx, x, weights, epilogue, t.wanted(inputs));
+  return t.record("ffn", out.y, inputs, [=](Tape& t, Tensor dy) {
+    FfnGrads grads;
+    grads.residual = t.grad(residual), grads.x = t.grad(x);
+    grads.up_weight = t.grad(up_weight), grads.up_bias = t.grad(up_bias);
+    grads.down_weight = t.grad(down_weight), grads.down_bias = t.grad(down_bias);
+    ffn_backward(t.ctx, dy, x, weights, epilogue, out.pre, grads);
   });
 }
 
@@ -133,6 +169,14 @@ Var lstm(Tape& t, Var x, const LstmVars& forwards, const LstmVars& backwards,
       });
 }
 
+Var mask_spans(Tape& t, Var x, Var mask_emb, std::span<const int32_t> rows) {
+  const Tensor y = mask_spans_forward(t.ctx, x, mask_emb, rows);
+  return t.record("mask_spans", y, {x, mask_emb}, [=](Tape& t, Tensor dy) {
+    const Grad dx = t.grad(x), dmask_emb = t.grad(mask_emb);
+    mask_spans_backward(t.ctx, dy, rows, dx, dmask_emb);
+  });
+}
+
 Var pos_conv(Tape& t, Var x, Var weight, Var bias, int groups, Segments segments) {
   const bool keep = any_wanted(t, {x, weight, bias});
   const PosConvOut out = pos_conv_forward(t.ctx, x, weight, bias, groups, segments, keep);
@@ -142,12 +186,23 @@ Var pos_conv(Tape& t, Var x, Var weight, Var bias, int groups, Segments segments
   });
 }
 
+Var scale_grad(Tape& t, Var x, float factor) {
+  return t.record("scale_grad", x.value, {x},
+                  [=](Tape& t, Tensor dy) { scale_grad_backward(t.ctx, dy, factor, t.grad(x)); });
+}
+
 Var segment_mean(Tape& t, Var x, const Segments& segments) {
   const Tensor y = segment_mean_forward(t.ctx, x, segments);
   return t.record("segment_mean", y, {x}, [=](Tape& t, Tensor dy) {
     const Grad dx = t.grad(x);
     segment_mean_backward(t.ctx, dy, segments, dx);
   });
+}
+
+Var take_rows(Tape& t, Var x, std::span<const int32_t> rows) {
+  const Tensor y = take_rows_forward(t.ctx, x, rows);
+  return t.record("take_rows", y, {x},
+                  [=](Tape& t, Tensor dy) { take_rows_backward(t.ctx, dy, rows, t.grad(x)); });
 }
 
 Var weight_norm(Tape& t, Var g, Var v) {

@@ -28,17 +28,29 @@ struct CtcLoss {
 // A loss: ignores dy. segments, targets and weights [B] outlive the backward.
 CtcLoss ctc(Tape& t, Var logits, const Segments& segments, const CtcTargets& targets,
             std::span<const float> weights, int blank);
+Var dropout(Tape& t, Var x, Dropout dropout, Segments segments);
 // A loss: ignores dy. segments and weights [B] outlive the backward.
 Var feature_penalty(Tape& t, Var x, Segments segments, std::span<const float> weights);
+Var ffn(Tape& t, Var x, Var up_weight, Var up_bias, Var down_weight, Var down_bias,
+        Var residual = {}, Dropout activation_dropout = {}, Dropout dropout = {},
+        Segments segments = {});
 Var layer_norm(Tape& t, Var x, Var weight, Var bias, float eps);
+Var linear(Tape& t, Var x, Var weight, Var bias = {}, Var residual = {}, Dropout dropout = {},
+           Segments segments = {});
 struct LstmVars {
   Var w_ih, w_hh, b_ih, b_hh;
 };
 // backwards empty: one direction.
 Var lstm(Tape& t, Var x, const LstmVars& forwards, const LstmVars& backwards,
          const Segments& segments);
+// rows outlive the backward.
+Var mask_spans(Tape& t, Var x, Var mask_emb, std::span<const int32_t> rows);
 Var pos_conv(Tape& t, Var x, Var weight, Var bias, int groups, Segments segments);
+// The value itself, not a copy; its gradient arrives multiplied by `factor`.
+Var scale_grad(Tape& t, Var x, float factor);
 Var segment_mean(Tape& t, Var x, const Segments& segments);
+// rows outlive the backward.
+Var take_rows(Tape& t, Var x, std::span<const int32_t> rows);
 Var weight_norm(Tape& t, Var g, Var v);
 // At most kMaxStates states.
 Var weighted_sum(Tape& t, std::span<const Var> states, Var w, bool normalize);

@@ -67,6 +67,8 @@ class Tape {
   void backward();
   void clear();
   bool recording() const { return recording_; }
+  // Whether record() with these inputs will record: what only a backward needs need not be kept.
+  bool wanted(std::span<const Var> inputs) const;
   size_t size() const { return records_.size(); }
 
   // One unit of recomputation and scratch reuse, such as a layer. `inputs` are all values from
@@ -113,7 +115,6 @@ class Tape {
   GradSlot* new_slots(size_t n, int block);
   void place(Var v);  // its gradient, in acts
   void check_inputs(const char* name, std::span<const Var> inputs) const;
-  bool wanted(std::span<const Var> inputs) const;
   Scope enter(const char* name, std::initializer_list<Var> inputs);
   Var move_down(Var out, int64_t mark);
   template <class B>

@@ -45,6 +45,18 @@ std::vector<OpSpec>& op_specs() {
   return specs;
 }
 
+double dropout_factor(const Case& c, Dropout dropout, int64_t t, int64_t column, int64_t C) {
+  if (!dropout) return 1;
+  const Segments segments = c.segments();
+  int b = 0;
+  while (segments.starts[b + 1] <= t) ++b;
+  const auto call = static_cast<uint32_t>((t - segments.starts[b]) * ((C + 7) / 8) + column / 8);
+  const PhiloxWords words = philox(kSpecSeed, call, static_cast<uint32_t>(segments.utterances[b]),
+                                   kSpecUpdate, dropout.site);
+  const bool keep = bits16(words, static_cast<int>(column % 8)) >= dropout.threshold();
+  return keep ? 1 / (1 - dropout.threshold() / 65536.0) : 0;
+}
+
 OpRun::OpRun(bool poison, uint64_t seed, uint32_t update)
     : acts(int64_t{1} << 36, poison),
       scratch(int64_t{1} << 36, poison),
@@ -70,9 +82,6 @@ Array OpRun::read(Tensor t) {
 
 namespace {
 
-constexpr uint64_t kSeed = 1234;  // of dropout and the like
-constexpr uint32_t kUpdate = 3;
-
 struct Result {
   std::vector<Array> outputs, gradients;  // gradients: empty data where none was wanted
 };
@@ -82,7 +91,7 @@ using Modify = std::function<void(Tape&, std::vector<Var>&)>;
 // Runs forward and, with the given dy, backward.
 Result run_op(const OpSpec& spec, const Case& c, std::span<const Array> inputs,
               std::span<const Array> dy, const Modify& modify = {}) {
-  OpRun run(/*poison=*/true, kSeed, kUpdate);
+  OpRun run(/*poison=*/true, kSpecSeed, kSpecUpdate);
   Tape tape(run.ctx);
   std::vector<Var> vars = run.place(tape, inputs);
   if (modify) modify(tape, vars);

@@ -92,6 +92,13 @@ struct RegisterOp {
   explicit RegisterOp(OpSpec spec) { op_specs().push_back(std::move(spec)); }
 };
 
+// What specs are run with.
+constexpr uint64_t kSpecSeed = 1234;
+constexpr uint32_t kSpecUpdate = 3;
+
+// What dropout multiplies element (t, column) of a packed [T, C] with, by engine/rng.h alone.
+double dropout_factor(const Case& c, Dropout dropout, int64_t t, int64_t column, int64_t C);
+
 // Inputs of a case in an arena, as variables; outputs of one run and the gradients for random dy.
 class OpRun {
  public:

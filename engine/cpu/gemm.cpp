@@ -8,7 +8,6 @@
 #include <unordered_map>
 
 #include "engine/cpu/isa.h"
-#include "engine/cpu/parallel.h"
 
 namespace sft::cpu {
 namespace {
@@ -232,25 +231,6 @@ void matmul_dweight(Tensor dy, Tensor x, Grad dweight) {
   if (!dweight) return;
   sgemm(true, false, dy.width(), x.width(), dy.rows(), dy.f32(), dy.row_stride, x.f32(),
         x.row_stride, dweight.add ? 1 : 0, dweight.to.f32(), dweight.to.row_stride);
-}
-
-void sum_rows(Context& ctx, Tensor dy, Grad dbias) {
-  if (!dbias) return;
-  constexpr int64_t kRows = 64;
-  const int64_t T = dy.rows(), N = dy.width(), chunks = (T + kRows - 1) / kRows;
-  ScratchScope scratch(ctx.scratch);
-  float* partial = ctx.temporary({chunks * N}).f32();
-  if (ctx.dry) return;
-  parallel_for(T, kRows, [&](int64_t begin, int64_t end) {
-    float* mine = partial + begin / kRows * N;
-    std::memcpy(mine, dy.row(begin), N * sizeof(float));
-    for (int64_t t = begin + 1; t < end; ++t)
-      for (int64_t c = 0; c < N; ++c) mine[c] += dy.row(t)[c];
-  });
-  float* out = dbias.to.f32();
-  if (!dbias.add) std::memset(out, 0, N * sizeof(float));
-  for (int64_t chunk = 0; chunk < chunks; ++chunk)
-    for (int64_t c = 0; c < N; ++c) out[c] += partial[chunk * N + c];
 }
 
 int64_t gemm_calls() { return library().calls; }

@@ -36,11 +36,10 @@ void matmul(Tensor x, const PackedWeight& weight, Tensor y, const MatmulEnd& end
 void sgemm(bool transpose_a, bool transpose_b, int64_t M, int64_t N, int64_t K, const float* A,
            int64_t lda, const float* B, int64_t ldb, float beta, float* C, int64_t ldc);
 
-// Gradients of y = x W^T + b, each skipped if nobody wants it. dy [T, N], x [T, K], weight [N, K].
+// Gradients of y = x W^T + b (b: sum_rows of rows.h), each skipped if nobody wants it. dy [T, N], x
+// [T, K], weight [N, K].
 void matmul_dx(Tensor dy, Tensor weight, Grad dx);
 void matmul_dweight(Tensor dy, Tensor x, Grad dweight);
-// db: the sum over rows, in a fixed order.
-void sum_rows(Context& ctx, Tensor dy, Grad dbias);
 
 // Products of this thread so far: a layer's number must not depend on the number of utterances.
 int64_t gemm_calls();

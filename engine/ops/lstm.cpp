@@ -206,6 +206,7 @@ HWY_AFTER_NAMESPACE();
 
 #include "engine/cpu/gemm.h"
 #include "engine/cpu/parallel.h"
+#include "engine/cpu/rows.h"
 
 namespace sft {
 namespace {
@@ -377,11 +378,11 @@ void lstm_backward(Context& ctx, Tensor dy, Tensor x, std::span<const LstmWeight
       HWY_DYNAMIC_DISPATCH(scan_backward)(scan);
     });
   }
+  if (ctx.dry) return;
   for (size_t d = 0; d < D; ++d) {
-    cpu::sum_rows(ctx, dgates[d], grads[d].b_ih);
-    cpu::sum_rows(ctx, dgates[d], grads[d].b_hh);
-    if (ctx.dry) continue;
     ProfileScope profile(ctx.profile, "lstm.backward", flops(x, H, D), 4.0 * T * 10 * H);
+    cpu::sum_rows(dgates[d], grads[d].b_ih);
+    cpu::sum_rows(dgates[d], grads[d].b_hh);
     cpu::matmul_dx(dgates[d], directions[d].w_ih, {dx.to, dx.add || d == 1});
     cpu::matmul_dweight(dgates[d], x, grads[d].w_ih);
     if (!grads[d].w_hh) continue;

@@ -1,0 +1,159 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "engine/ops/ffn.cpp"
+#include <hwy/foreach_target.h>  // compiles this file once per instruction set
+
+#include "engine/cpu/dropout-inl.h"
+#include "engine/cpu/vector_math-inl.h"
+#include "engine/ops/ffn.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace sft::HWY_NAMESPACE {
+
+// act = gelu(pre) * factors; act may be pre.
+void activate_row(const float* pre, const cpu::DropoutRow& factors, int64_t F, float* act) {
+  for_dropped(factors, F, [&](int64_t i, int64_t n, Vec factor) {
+    store(hn::Mul(gelu(load(pre + i, n)), factor), act + i, n);
+  });
+}
+
+// From pre and d act (in dpre): act as above, dpre = d act * factors * gelu'(pre).
+void activate_row_back(const float* pre, const cpu::DropoutRow& factors, int64_t F, float* act,
+                       float* dpre) {
+  for_dropped(factors, F, [&](int64_t i, int64_t n, Vec factor) {
+    const Vec x = load(pre + i, n);
+    const Gaussian g = gaussian(x);
+    store(hn::Mul(gelu_of(x, g), factor), act + i, n);
+    store(hn::Mul(hn::Mul(load(dpre + i, n), factor), gelu_slope_of(x, g)), dpre + i, n);
+  });
+}
+
+}  // namespace sft::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include "engine/cpu/gemm.h"
+#include "engine/cpu/parallel.h"
+#include "engine/cpu/rows.h"
+
+namespace sft {
+namespace {
+
+HWY_EXPORT(activate_row);
+HWY_EXPORT(activate_row_back);
+
+// Most rows of a block: enough for the GEMMs' full speed; 256 rows of F = 3072 are 3 MB. Multiples
+// of the smallest bucket, so that only the last block has spare rows.
+constexpr int64_t kForwardRows = 256;
+constexpr int64_t kBackwardRows = 512;  // dweight is read and written once per block
+
+// Equal blocks of at most `most` rows.
+int64_t block_rows(int64_t T, int64_t most) {
+  const int64_t blocks = std::max<int64_t>(1, (T + most - 1) / most);
+  return std::max<int64_t>(16, ((T + blocks - 1) / blocks + 15) / 16 * 16);
+}
+
+// f(first, count) for the blocks of T rows; one empty block if there are none, whose sums are zero.
+template <class F>
+void for_blocks(int64_t T, int64_t rows, F&& f) {
+  for (int64_t first = 0; first == 0 || first < T; first += rows)
+    f(first, std::min(rows, T - first));
+}
+
+void activate(Tensor pre, const cpu::DropoutRows& rows, Tensor act) {
+  cpu::parallel_for(pre.rows(), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      HWY_DYNAMIC_DISPATCH(activate_row)(pre.row(t), rows.at(t), pre.width(), act.row(t));
+  });
+}
+
+void activate_back(Tensor pre, const cpu::DropoutRows& rows, Tensor act, Tensor dpre) {
+  cpu::parallel_for(pre.rows(), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) HWY_DYNAMIC_DISPATCH(activate_row_back)
+    (pre.row(t), rows.at(t), pre.width(), act.row(t), dpre.row(t));
+  });
+}
+
+void check(Tensor x, const FfnWeights& w, const FfnEpilogue& e) {
+  const int64_t T = x.rows(), C = x.width(), F = w.up_bias.count();
+  CHECK(x.shape.rank() == 2 && w.up_weight.shape == (Shape{F, C}) &&
+            w.down_weight.shape == (Shape{C, F}) && w.down_bias.shape == Shape{C},
+        "ffn: x is {}, weights {}, {}, {} and {}", x.shape, w.up_weight.shape, w.up_bias.shape,
+        w.down_weight.shape, w.down_bias.shape);
+  CHECK(!e.residual || e.residual.shape == x.shape, "ffn: residual is {}, x {}", e.residual.shape,
+        x.shape);
+  cpu::check_dropout("ffn", e.activation_dropout, e.segments, T);
+  cpu::check_dropout("ffn", e.dropout, e.segments, T);
+}
+
+Tensor rows_of(Tensor matrix, int64_t first, int64_t count) {
+  return matrix ? matrix.slice(first, count) : Tensor();
+}
+
+Grad rows_of(Grad grad, int64_t first, int64_t count) {
+  return {rows_of(grad.to, first, count), grad.add};
+}
+
+// A gradient that sums over blocks of rows.
+Grad block_sum(Grad grad, int64_t first) { return {grad.to, grad.add || first > 0}; }
+
+}  // namespace
+
+FfnOut ffn_forward(Context& ctx, Tensor x, const FfnWeights& weights, const FfnEpilogue& epilogue,
+                   bool keep) {
+  check(x, weights, epilogue);
+  const int64_t T = x.rows(), C = x.width(), F = weights.up_bias.count();
+  const FfnOut out{ctx.activation({T, C}), keep ? ctx.activation({T, F}) : Tensor()};
+  ScratchScope scratch(ctx.scratch);
+  const int64_t block = block_rows(T, kForwardRows);
+  const Tensor acts = ctx.temporary({block, F});
+  const cpu::PackedWeight up = cpu::pack_weight(ctx, weights.up_weight);
+  const cpu::PackedWeight down = cpu::pack_weight(ctx, weights.down_weight);
+  if (ctx.dry) return out;
+  ProfileScope profile(ctx.profile, "ffn", 4.0 * T * C * F,
+                       4.0 * (T * (2 * C + (keep ? F : 0)) + 2 * C * F));
+  const cpu::DropoutRows inside(ctx.rng, epilogue.activation_dropout, epilogue.segments, F);
+  const cpu::DropoutRows outside(ctx.rng, epilogue.dropout, epilogue.segments, C);
+  for_blocks(T, block, [&](int64_t first, int64_t n) {
+    const Tensor act = acts.slice(0, n), pre = keep ? out.pre.slice(first, n) : act;
+    const Tensor y = out.y.slice(first, n), residual = rows_of(epilogue.residual, first, n);
+    cpu::matmul(x.slice(first, n), up, pre, {.bias = weights.up_bias});
+    activate(pre, inside.from(first), act);
+    cpu::matmul(act, down, y,
+                {.bias = weights.down_bias, .residual = outside ? Tensor() : residual});
+    if (outside) cpu::scale_rows(residual, y, outside.from(first), y);
+  });
+  return out;
+}
+
+void ffn_backward(Context& ctx, Tensor dy, Tensor x, const FfnWeights& weights,
+                  const FfnEpilogue& epilogue, Tensor pre, const FfnGrads& grads) {
+  const int64_t T = x.rows(), C = x.width(), F = weights.up_bias.count();
+  const int64_t block = block_rows(T, kBackwardRows);
+  ScratchScope scratch(ctx.scratch);
+  const cpu::DropoutRows inside(ctx.rng, epilogue.activation_dropout, epilogue.segments, F);
+  const cpu::DropoutRows outside(ctx.rng, epilogue.dropout, epilogue.segments, C);
+  const Tensor acts = ctx.temporary({block, F}), dpres = ctx.temporary({block, F});
+  const Tensor products = outside ? ctx.temporary({block, C}) : Tensor();
+  if (ctx.dry) return;
+  ProfileScope profile(ctx.profile, "ffn.backward", 8.0 * T * C * F,
+                       4.0 * (T * (3 * C + F) + 4 * C * F));
+  cpu::scale_rows(dy, cpu::DropoutRows(), grads.residual);
+  for_blocks(T, block, [&](int64_t first, int64_t n) {
+    const Tensor act = acts.slice(0, n), dpre = dpres.slice(0, n), x_rows = x.slice(first, n);
+    Tensor product = dy.slice(first, n);  // d(W2 act + b2)
+    if (outside) {
+      cpu::scale_rows({}, product, outside.from(first), products.slice(0, n));
+      product = products.slice(0, n);
+    }
+    cpu::matmul_dx(product, weights.down_weight, {dpre, false});
+    activate_back(pre.slice(first, n), inside.from(first), act, dpre);
+    cpu::matmul_dx(dpre, weights.up_weight, rows_of(grads.x, first, n));
+    cpu::matmul_dweight(dpre, x_rows, block_sum(grads.up_weight, first));
+    cpu::sum_rows(dpre, block_sum(grads.up_bias, first));
+    cpu::matmul_dweight(product, act, block_sum(grads.down_weight, first));
+    cpu::sum_rows(product, block_sum(grads.down_bias, first));
+  });
+}
+
+}  // namespace sft
+#endif
