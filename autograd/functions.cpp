@@ -199,6 +199,14 @@ Var segment_mean(Tape& t, Var x, const Segments& segments) {
   });
 }
 
+Var spec_augment(Tape& t, Var x, const SpecAugment& options, const Segments& segments) {
+  const SpecAugmentOut out = spec_augment_forward(t.ctx, x, options, segments);
+  return t.record("spec_augment", out.y, {x}, [=](Tape& t, Tensor dy) {
+    const Grad dx = t.grad(x);
+    spec_augment_backward(t.ctx, dy, out.plan, options, segments, dx);
+  });
+}
+
 Var take_rows(Tape& t, Var x, std::span<const int32_t> rows) {
   const Tensor y = take_rows_forward(t.ctx, x, rows);
   return t.record("take_rows", y, {x},

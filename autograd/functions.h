@@ -5,6 +5,7 @@
 #include "autograd/tape.h"
 #include "engine/ops/conv_stem.h"
 #include "engine/ops/ctc.h"
+#include "engine/ops/spec_augment.h"
 #include "engine/segments.h"
 
 namespace sft {
@@ -52,6 +53,7 @@ Var segment_mean(Tape& t, Var x, const Segments& segments);
 // rows outlive the backward.
 Var take_rows(Tape& t, Var x, std::span<const int32_t> rows);
 Var weight_norm(Tape& t, Var g, Var v);
+Var spec_augment(Tape& t, Var x, const SpecAugment& options, const Segments& segments);
 // At most kMaxStates states.
 Var weighted_sum(Tape& t, std::span<const Var> states, Var w, bool normalize);
 
