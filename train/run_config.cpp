@@ -209,6 +209,11 @@ void ConfigBuilder::note(std::string_view key, std::string_view origin) {
   origin_[std::string(key)] = origin;
 }
 
+void ConfigBuilder::set_default(std::string_view key, const std::string& value,
+                                std::string_view origin) {
+  if (!origin_.contains(key)) set(key, value, origin);
+}
+
 RunConfig ConfigBuilder::finish() const {
   RunConfig c = config_;
   const auto require = [](bool ok, std::string_view message) {

@@ -95,6 +95,9 @@ class ConfigBuilder {
   // A flag of the tool; `origin` is its name.
   void set(std::string_view key, const std::string& value, std::string_view origin);
 
+  // A value that depends on another one: only where nobody set the key.
+  void set_default(std::string_view key, const std::string& value, std::string_view origin);
+
   const RunConfig& config() const { return config_; }
   // Kind::usage for values out of range or that exclude each other.
   RunConfig finish() const;
