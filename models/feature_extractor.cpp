@@ -21,17 +21,18 @@ namespace {
 // Runs as one block: where the convolutions are frozen only the frames are kept.
 Var convolve(Tape& t, std::span<const Var> in, const FeatureExtractor* conv, const Config* config,
              const WavePack* pack) {
-  const Tensor wave = config->normalize ? wave_norm(t.ctx, in[0], pack->samples(),
-                                                    static_cast<float>(config->normalize_eps))
-                                        : in[0].value;
-  const StemNorm norm = config->conv_norm == "group" ? StemNorm::group : StemNorm::layer;
+  const auto eps = static_cast<float>(config->norm_eps);
+  const Tensor wave =
+      config->normalize ? wave_norm(t.ctx, in[0], pack->samples(), config->normalize_eps) : in[0];
+  const ConvStem options{static_cast<int32_t>(config->conv_strides[0]),
+                         config->conv_norm == "group" ? StemNorm::group : StemNorm::layer, eps};
   const ConvLayer& stem = conv->layers[0];
-  Var x = conv_stem(t, wave, pack->stage(0), pack->stage(1), stem.weight, stem.bias, norm,
-                    stem.norm.weight, stem.norm.bias, static_cast<int>(config->conv_strides[0]));
+  Var x = conv_stem(t, wave, stem.weight, stem.bias, stem.norm.weight, stem.norm.bias, options,
+                    pack->stage(0));
   for (size_t i = 1; i < conv->layers.size(); ++i) {
     const ConvLayer& layer = conv->layers[i];
-    x = conv_strided(t, x, pack->stage(i), pack->stage(i + 1), layer.weight, layer.bias,
-                     layer.norm.weight, layer.norm.bias, static_cast<int>(config->conv_strides[i]));
+    x = conv_strided(t, x, layer.weight, layer.bias, layer.norm.weight, layer.norm.bias,
+                     static_cast<int32_t>(config->conv_strides[i]), eps, pack->stage(i));
   }
   return take_rows(t, x, pack->frame_rows());
 }

@@ -26,7 +26,7 @@ struct LstmDirection {
   void visit(V&& v) {
     v("w_ih", w_ih), v("w_hh", w_hh), v("b_ih", b_ih), v("b_hh", b_hh);
   }
-  LstmWeights weights() const { return {w_ih, w_hh, b_ih, b_hh}; }
+  LstmVars weights() const { return {w_ih, w_hh, b_ih, b_hh}; }
 };
 
 struct BiLstm {

@@ -1,0 +1,141 @@
+// Hidden states and gradients of the tiny models against transformers in float64
+// (tests/golden/README.md).
+#include <map>
+
+#include "models/checkpoint.h"
+#include "tests/doctest.h"
+#include "tests/golden_signal.h"
+#include "train/tasks/finetune.h"
+
+using namespace sft;
+using test::GoldenFile;
+
+namespace {
+
+const char* const kModels[] = {"hubert-group", "hubert-layer", "wav2vec2-group", "wav2vec2-layer"};
+
+// A model of a golden folder with a linear CTC head; trainable: everything in one range.
+struct Golden {
+  GoldenFile values;
+  FineTuneModel model;
+  ParamStore store;
+  Arena acts{int64_t{1} << 36, true}, scratch{int64_t{1} << 36, true};
+  Context ctx{.acts = acts, .scratch = scratch, .prepared = store.prepared()};
+
+  Golden(const std::string& name, bool trainable) : values(name + ".safetensors") {
+    ModelFile file = open_model(test::golden("models/" + name));
+    file.config.task = {
+        .kind = "ctc", .head = "linear", .units = std::vector<std::string>(11, "u")};
+    model = {Encoder(file.config), {TaskHead(file.config.task, file.config.width)}};
+    for (const char* part : {"task.out.weight", "task.out.bias"})
+      file.tensors.add_owned(part, values.shape(part), values.values(part));
+    store.bind(
+        param_requests(model), file.tensors, name,
+        [&](std::string_view) { return trainable ? 0 : -1; },
+        trainable ? std::vector<std::string>{"all"} : std::vector<std::string>{});
+  }
+
+  HiddenStates states(Tape& t, WavePack& pack, const std::vector<std::vector<float>>& waves) {
+    std::vector<int32_t> lengths, utterances;
+    for (const auto& wave : waves) {
+      lengths.push_back(static_cast<int32_t>(wave.size()));
+      utterances.push_back(static_cast<int32_t>(utterances.size()));
+    }
+    pack.assign(model.encoder.config, lengths, utterances);
+    const Tensor wave = pack.wave(ctx);
+    for (size_t b = 0; b < waves.size(); ++b) pack.place(wave, static_cast<int>(b), waves[b]);
+    const Var frames = model.encoder.features(t, wave, pack);
+    return model.encoder.encode(t, frames, pack.frames(), {.keep_all = true});
+  }
+};
+
+// The rows of `state` that the golden file has: all, or every 16th of the long signal.
+double error_of_state(Tensor state, const GoldenFile& values, const std::string& name) {
+  const std::vector<float> expected = values.values(name);
+  const int64_t width = state.width(), rows = static_cast<int64_t>(expected.size()) / width;
+  const int64_t step = rows == state.rows() ? 1 : 16;
+  std::vector<float> ours;
+  for (int64_t r = 0; r < rows; ++r)
+    ours.insert(ours.end(), state.row(r * step), state.row(r * step) + width);
+  return test::relative_error(ours.data(), expected.data(), static_cast<int64_t>(expected.size()));
+}
+
+}  // namespace
+
+TEST_CASE("golden: hidden states equal transformers', alone and packed") {
+  for (const char* name : kModels) {
+    Golden golden(name, false);
+    const std::vector<int64_t> lengths = {400, 21920, 99200};
+    std::vector<std::vector<float>> waves;
+    for (int64_t n : lengths) waves.push_back(test::golden_signal(static_cast<uint32_t>(n), n));
+    Tape tape(golden.ctx, false);
+    WavePack pack;
+    const HiddenStates packed = golden.states(tape, pack, waves);
+    const Segments segments = pack.frames();
+    for (int b = 0; b < 3; ++b)
+      for (int l = 0; l < packed.count; ++l) {
+        const Tensor rows = packed.states[l].value.slice(segments.starts[b], segments.length(b));
+        const double error =
+            error_of_state(rows, golden.values, fmt::format("hidden.{}.{}", lengths[b], l));
+        EXPECT_MESSAGE(error <= (l + 1 < packed.count ? 1e-5 : 5e-5),
+                       fmt::format("{}, {} samples, state {}: {:.3g}", name, lengths[b], l, error));
+      }
+  }
+}
+
+TEST_CASE("golden: gradients of CTC equal PyTorch's in float64, with and without recomputation") {
+  for (const char* name : kModels)
+    for (const bool recompute : {false, true}) {
+      Golden golden(name, true);
+      std::vector<std::vector<float>> waves;
+      std::vector<int32_t> labels, starts{0};
+      std::vector<float> weights;
+      for (int b = 0; b < 2; ++b) {
+        const std::string prefix = fmt::format("ctc.{}.", b);
+        waves.push_back(
+            test::golden_signal(static_cast<uint32_t>(golden.values.integer(prefix + "seed")),
+                                golden.values.integer(prefix + "samples")));
+        for (int32_t label : golden.values.integers(prefix + "labels")) labels.push_back(label);
+        starts.push_back(static_cast<int32_t>(labels.size()));
+        weights.push_back(1.0f /
+                          (2.0f * static_cast<float>(std::max(1, starts[b + 1] - starts[b]))));
+      }
+      std::vector<int32_t> lengths, utterances{0, 1};
+      for (const auto& wave : waves) lengths.push_back(static_cast<int32_t>(wave.size()));
+      WavePack pack;
+      pack.assign(golden.model.encoder.config, lengths, utterances);
+      Tape tape(golden.ctx);
+      const Tensor wave = pack.wave(golden.ctx);
+      for (int b = 0; b < 2; ++b) pack.place(wave, b, waves[b]);
+      const Var frames = golden.model.encoder.features(tape, wave, pack);
+      const Var last =
+          golden.model.encoder.encode(tape, frames, pack.frames(), {.recompute = recompute}).last();
+      const Var logits = golden.model.task.head(tape, last, pack.frames());
+      const Var losses = ctc(tape, logits, pack.frames(), {labels, starts}, weights, 0).losses;
+      tape.loss(losses);
+      tape.backward();
+      const std::vector<float> expected_losses = golden.values.values("ctc.losses");
+      EXPECT(test::relative_error(losses.value.f32(), expected_losses.data(), 2) < 1e-6);
+      golden.store.zero_unwritten();
+      for (const ParamStore::Named& named : golden.store.named()) {
+        const float* ours =
+            golden.store.grad().f32() + (named.value.f32() - golden.store.master().f32());
+        if (!golden.values.has("grad." + named.name)) {
+          for (int64_t i = 0; i < named.value.count(); ++i) REQUIRE(ours[i] == 0);
+          continue;
+        }
+        const std::vector<float> expected = golden.values.values("grad." + named.name);
+        // Zero in theory, so compared with the scale of its neighbours.
+        const bool zero = named.name.ends_with("attn.k.bias") || named.name == "conv.0.bias";
+        double error = 0;
+        if (zero && golden.model.encoder.config.conv_norm == "group") {
+          for (size_t i = 0; i < expected.size(); ++i)
+            error = std::max(error, std::abs(static_cast<double>(ours[i]) - expected[i]));
+        } else if (!zero) {
+          error = test::relative_error(ours, expected.data(), named.value.count());
+        }
+        EXPECT_MESSAGE(error < (zero ? 1e-6 : 1e-3),
+                       fmt::format("{} grad {}: {:.3g}", name, named.name, error));
+      }
+    }
+}
