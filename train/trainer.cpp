@@ -1,6 +1,7 @@
 #include "train/trainer.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cmath>
@@ -19,7 +20,8 @@ namespace {
 volatile std::sig_atomic_t stop_signals = 0;
 
 void on_stop_signal(int signal) {
-  if (++stop_signals > 1) _exit(128 + signal);
+  stop_signals = stop_signals + 1;
+  if (stop_signals > 1) _exit(128 + signal);
 }
 
 double now() {
