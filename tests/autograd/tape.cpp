@@ -1,5 +1,7 @@
 #include "autograd/tape.h"
 
+#include <deque>
+
 #include "autograd/functions.h"
 #include "tests/doctest.h"
 #include "tests/op_spec.h"
@@ -13,6 +15,7 @@ namespace {
 struct Net {
   OpRun run{true};
   Tape tape{run.ctx};
+  std::deque<GradSlot> slots;  // a store's, which outlive the step
   std::vector<Var> params;
   Var x;
 
@@ -21,9 +24,11 @@ struct Net {
     for (int i = 0; i < 2; ++i)
       for (const Shape& shape : {Shape{8, 8}, Shape{8}, Shape{8}, Shape{8}}) {
         Array a = fill.normal(shape);
-        a.gradient = i > 0 || trainable_first;
+        a.gradient = false;
         params.push_back(run.place(tape, {&a, 1})[0]);
-        if (params.back().slot) params.back().slot->block = kParameter;
+        if (i > 0 || trainable_first)
+          params.back().slot =
+              &slots.emplace_back(GradSlot{.to = run.ctx.activation(shape), .block = kParameter});
       }
     Array input = fill.normal({5, 8});
     input.gradient = false;
