@@ -90,14 +90,19 @@ void strided_unfinish(const float* dy, const strided::Saved& saved, int64_t rows
   }
 }
 
-// sums [kRows, columns] += sum over t of a[t][r] b[t][c]; a [depth, kRows], b [depth, padded].
+// sums [kRows, columns] += sum over t of a[t][r] b[t][c]; a [depth, kRows], b [depth, padded]. Each
+// tile of columns of b is copied to `panel` first: its rows would share few sets of the L1 cache.
 void strided_outer(const float* a, const float* b, int64_t depth, int64_t padded, int64_t columns,
-                   bool first, float* sums) {
+                   float* panel, float* sums) {
   constexpr int kTile = kConvTileRows<2>;
-  for (int64_t c = 0; c < columns; c += 2 * lanes())
+  const int64_t width = 2 * lanes();
+  for (int64_t c = 0; c < columns; c += width) {
+    for (int64_t t = 0; t < depth; ++t)
+      std::memcpy(panel + t * width, b + t * padded + c, width * sizeof(float));
     for (int64_t r = 0; r < strided::kRows; r += kTile)
-      conv_tile<2, 1>(a + r, b + c, {1, depth, 0, strided::kRows, padded}, sums + r * columns + c,
-                      columns, first);
+      conv_tile<2, 1>(a + r, panel, {1, depth, 0, strided::kRows, width}, sums + r * columns + c,
+                      columns, false);
+  }
 }
 
 }  // namespace sft::HWY_NAMESPACE
@@ -316,7 +321,7 @@ void weight_gradient_piece(const Conv& conv, const PreGradient& dpre, int64_t ta
   const int64_t inputs = std::min(kRows, Cin - i0), columns = std::min(kColumns, dpre.padded - o0);
   // The last rows may lack this tap; they are not valid.
   const int64_t rows = std::min(conv.rows(), (conv.x.rows() - tap + stride - 1) / stride);
-  float *a = memory, *sums = memory + kFrames * kRows;
+  float *a = memory, *sums = a + kFrames * kRows, *panel = sums + kRows * kColumns;
   std::memset(sums, 0, kRows * columns * sizeof(float));
   for (int64_t t = 0; t < rows; t += kFrames) {
     const int64_t depth = std::min(kFrames, rows - t);
@@ -325,7 +330,7 @@ void weight_gradient_piece(const Conv& conv, const PreGradient& dpre, int64_t ta
       std::memset(a + k * kRows + inputs, 0, (kRows - inputs) * sizeof(float));
     }
     HWY_DYNAMIC_DISPATCH(strided_outer)
-    (a, dpre.row(t) + o0, depth, dpre.padded, columns, false, sums);
+    (a, dpre.row(t) + o0, depth, dpre.padded, columns, panel, sums);
   }
   for (int64_t o = 0; o < std::min(columns, conv.Cout() - o0); ++o)
     for (int64_t i = 0; i < inputs; ++i) {
@@ -365,7 +370,8 @@ void conv_strided_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Ten
   float* partial = ctx.temporary({chunk_count * 3 * C}).f32();
   const float* panels = dx ? backward_panels(ctx, conv) : nullptr;
   const int64_t product = kRows * (kRowStep + whole_tiles(conv.Cin()));
-  const cpu::ThreadScratch threads(ctx, std::max(product, kRows * (kFrames + kColumns)));
+  const cpu::ThreadScratch threads(
+      ctx, std::max(product, kRows * (kFrames + kColumns) + kFrames * whole_tiles(1)));
   if (ctx.dry) return;
   ProfileScope profile(ctx.profile, "conv_strided.backward", 2 * conv.flops(),
                        4.0 * (2 * x.count() + 2 * conv.rows() * C));

@@ -163,35 +163,33 @@ void turn(const Conv& conv, Tensor x, float* out) {
   });
 }
 
-template <class At>
-const float* panels_of(Context& ctx, const Conv& conv, uint32_t kind, At&& at) {
-  const int64_t channels = conv.channels(), taps = conv.taps(), floats = conv.panel_floats();
+// The panels of one tile of columns of one group, from `w` of the group. For dx, rows and columns
+// of each tap change places and the taps are in reverse:
+//   dx[t] = sum_j W[K - 1 - j]^T dpre[t + j - (K - 1 - K / 2)].
+void pack_tile(const Conv& conv, const float* w, int64_t tile, bool for_dx, float* out) {
+  const int64_t channels = conv.channels(), K = conv.taps(), width = conv.columns();
+  std::memset(out, 0, K * channels * width * sizeof(float));
+  for (int64_t row = 0; row < channels; ++row)
+    for (int64_t j0 = 0; j0 < K; j0 += 16)  // a cache line of each weight at a time
+      for (int64_t c = 0; c < std::min(width, channels - tile * width); ++c) {
+        const int64_t column = tile * width + c;
+        const float* taps = w + (for_dx ? row * channels + column : column * channels + row) * K;
+        for (int64_t j = j0; j < std::min(j0 + 16, K); ++j)
+          out[(j * channels + row) * width + c] = taps[for_dx ? K - 1 - j : j];
+      }
+}
+
+const float* panels_of(Context& ctx, const Conv& conv, bool for_dx) {
+  const int64_t floats = conv.panel_floats(), tiles = conv.tiles();
+  const int64_t group = conv.weight.count() / conv.groups;
+  const uint32_t kind = for_dx ? fnv1a("pos_conv.dx.panels") : fnv1a("pos_conv.panels");
   return derived(ctx, conv.weight.data, kind, conv.groups * floats, [&](float* out) {
-    for (int64_t g = 0; g < conv.groups; ++g)
-      cpu::pack_panels(taps * channels, channels, conv.columns(), out + g * floats,
-                       [&](int64_t k, int64_t column) {
-                         return at(g * channels, k / channels, k % channels, column);
-                       });
+    cpu::parallel_for(conv.groups * tiles, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        pack_tile(conv, conv.weight.f32() + i / tiles * group, i % tiles, for_dx,
+                  out + i * (floats / tiles));
+    });
   });
-}
-
-const float* forward_panels(Context& ctx, const Conv& conv) {
-  const float* w = conv.weight.f32();
-  const int64_t channels = conv.channels(), K = conv.taps();
-  return panels_of(ctx, conv, fnv1a("pos_conv.panels"),
-                   [=](int64_t first, int64_t tap, int64_t i, int64_t o) {
-                     return w[((first + o) * channels + i) * K + tap];
-                   });
-}
-
-// dx[t] = sum_j W[K - 1 - j]^T dpre[t + j - (K - 1 - K / 2)].
-const float* backward_panels(Context& ctx, const Conv& conv) {
-  const float* w = conv.weight.f32();
-  const int64_t channels = conv.channels(), K = conv.taps();
-  return panels_of(ctx, conv, fnv1a("pos_conv.dx.panels"),
-                   [=](int64_t first, int64_t tap, int64_t o, int64_t i) {
-                     return w[((first + o) * channels + i) * K + K - 1 - tap];
-                   });
 }
 
 std::span<const cpu::RowChunk> chunks_of(Context& ctx, const Conv& conv) {
@@ -239,7 +237,7 @@ PosConvOut pos_conv_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias, 
   PosConvOut out{.y = ctx.activation(x.shape)};
   if (keep) out.pre = ctx.activation(x.shape);
   ScratchScope scratch(ctx.scratch);
-  const float* panels = forward_panels(ctx, conv);
+  const float* panels = panels_of(ctx, conv, false);
   float* turned = ctx.temporary({C * conv.step()}).f32();
   const auto chunks = chunks_of(ctx, conv);
   if (ctx.dry) return out;
@@ -334,7 +332,7 @@ void bias_gradient(Tensor dpre, Grad dbias) {
 
 void input_gradient(Context& ctx, const Conv& conv, Tensor dy, Tensor dpre, Grad dx) {
   ScratchScope scratch(ctx.scratch);
-  const float* panels = backward_panels(ctx, conv);
+  const float* panels = panels_of(ctx, conv, true);
   float* turned = ctx.temporary({conv.C() * conv.step()}).f32();
   const auto chunks = chunks_of(ctx, conv);
   if (ctx.dry) return;
