@@ -90,19 +90,12 @@ void strided_unfinish(const float* dy, const strided::Saved& saved, int64_t rows
   }
 }
 
-// sums [kRows, columns] += sum over t of a[t][r] b[t][c]; a [depth, kRows], b [depth, padded]. Each
-// tile of columns of b is copied to `panel` first: its rows would share few sets of the L1 cache.
-void strided_outer(const float* a, const float* b, int64_t depth, int64_t padded, int64_t columns,
-                   float* panel, float* sums) {
+// sums [kRows, columns of a tile] += sum over t of a[t][r] b[t][c], rows of a a_step apart.
+void strided_outer(const float* a, int64_t a_step, const float* b, int64_t depth, float* sums) {
   constexpr int kTile = kConvTileRows<2>;
   const int64_t width = 2 * lanes();
-  for (int64_t c = 0; c < columns; c += width) {
-    for (int64_t t = 0; t < depth; ++t)
-      std::memcpy(panel + t * width, b + t * padded + c, width * sizeof(float));
-    for (int64_t r = 0; r < strided::kRows; r += kTile)
-      conv_tile<2, 1>(a + r, panel, {1, depth, 0, strided::kRows, width}, sums + r * columns + c,
-                      columns, false);
-  }
+  for (int64_t r = 0; r < strided::kRows; r += kTile)
+    conv_tile<2, 1>(a + r, b, {1, depth, 0, a_step, width}, sums + r * width, width, false);
 }
 
 }  // namespace sft::HWY_NAMESPACE
@@ -291,8 +284,8 @@ void sum_partials(const float* partial, int64_t chunks, int64_t C, int64_t which
   }
 }
 
-void input_gradient(const Conv& conv, const PreGradient& dpre, const float* panels,
-                    const cpu::ThreadScratch& threads, Grad dx) {
+void compute_input_gradient(const Conv& conv, const PreGradient& dpre, const float* panels,
+                            const cpu::ThreadScratch& threads, Grad dx) {
   const int64_t Cin = conv.Cin(), padded = whole_tiles(Cin), stride = conv.options.stride;
   cpu::parallel_for(conv.rows(), kRows, [&](int64_t begin, int64_t end) {
     float *copy = threads.mine(), *sums = copy + kRows * kRowStep;
@@ -311,44 +304,99 @@ void input_gradient(const Conv& conv, const PreGradient& dpre, const float* pane
   });
 }
 
-constexpr int64_t kFrames = 128;   // of a sum over frames at a time
-constexpr int64_t kColumns = 256;  // output channels of one piece of dweight
+// dweight as sums over slabs of frames. A slab of x and of dpre is copied side by side in the order
+// in which it is read, and stays in the cache while every piece of dweight (kRows input channels, a
+// tile of output channels, one tap) gets its share.
+class WeightGradient {
+ public:
+  WeightGradient(Context& ctx, const Conv& conv, const PreGradient& dpre)
+      : conv_(conv),
+        dpre_(dpre),
+        width_(HWY_DYNAMIC_DISPATCH(strided_columns)()),
+        tiles_(dpre.padded / width_),
+        blocks_((conv.Cin() + kRows - 1) / kRows),
+        slab_rows_((kFrames - 1) * conv.options.stride + conv.taps()),
+        x_(ctx.temporary({blocks_ * slab_rows_ * kRows}).f32()),
+        d_(ctx.temporary({kFrames * dpre.padded}).f32()),
+        sums_(ctx.temporary({pieces() * kRows * width_}).f32()) {}
 
-// dweight of one tap, kRows input channels and kColumns output channels, summed over all frames.
-void weight_gradient_piece(const Conv& conv, const PreGradient& dpre, int64_t tap, int64_t i0,
-                           int64_t o0, float* memory, Grad dweight) {
-  const int64_t Cin = conv.Cin(), K = conv.taps(), stride = conv.options.stride;
-  const int64_t inputs = std::min(kRows, Cin - i0), columns = std::min(kColumns, dpre.padded - o0);
-  // The last rows may lack this tap; they are not valid.
-  const int64_t rows = std::min(conv.rows(), (conv.x.rows() - tap + stride - 1) / stride);
-  float *a = memory, *sums = a + kFrames * kRows, *panel = sums + kRows * kColumns;
-  std::memset(sums, 0, kRows * columns * sizeof(float));
-  for (int64_t t = 0; t < rows; t += kFrames) {
-    const int64_t depth = std::min(kFrames, rows - t);
-    for (int64_t k = 0; k < depth; ++k) {
-      std::memcpy(a + k * kRows, conv.x.row((t + k) * stride + tap) + i0, inputs * sizeof(float));
-      std::memset(a + k * kRows + inputs, 0, (kRows - inputs) * sizeof(float));
+  void compute(Grad dweight) {
+    std::memset(sums_, 0, pieces() * kRows * width_ * sizeof(float));
+    for (int64_t t = 0; t < conv_.rows(); t += kFrames) {
+      const int64_t frames = std::min(kFrames, conv_.rows() - t);
+      cpu::parallel_for(blocks_, 1, [&](int64_t begin, int64_t) { copy_x(begin, t); });
+      cpu::parallel_for(tiles_, 1, [&](int64_t begin, int64_t) { copy_d(begin, t, frames); });
+      cpu::parallel_for(pieces(), 16, [&](int64_t begin, int64_t end) {
+        for (int64_t piece = begin; piece < end; ++piece) add_slab(piece, frames);
+      });
     }
-    HWY_DYNAMIC_DISPATCH(strided_outer)
-    (a, dpre.row(t) + o0, depth, dpre.padded, columns, panel, sums);
+    cpu::parallel_for(pieces(), 16, [&](int64_t begin, int64_t end) {
+      for (int64_t piece = begin; piece < end; ++piece) write(piece, dweight);
+    });
   }
-  for (int64_t o = 0; o < std::min(columns, conv.Cout() - o0); ++o)
-    for (int64_t i = 0; i < inputs; ++i) {
-      float& to = dweight.to.f32()[((o0 + o) * Cin + i0 + i) * K + tap];
-      to = dweight.add ? to + sums[i * columns + o] : sums[i * columns + o];
+
+ private:
+  static constexpr int64_t kFrames = 256;  // of a slab
+
+  int64_t pieces() const { return blocks_ * tiles_ * conv_.taps(); }
+  int64_t tap(int64_t piece) const { return piece % conv_.taps(); }
+  int64_t tile(int64_t piece) const { return piece / conv_.taps() % tiles_; }
+  int64_t block(int64_t piece) const { return piece / conv_.taps() / tiles_; }
+  int64_t inputs(int64_t block) const { return std::min(kRows, conv_.Cin() - block * kRows); }
+
+  // Rows of x that the frames from t on read, zeros where there is none.
+  void copy_x(int64_t block, int64_t t) {
+    const int64_t first = t * conv_.options.stride, n = inputs(block);
+    float* to = x_ + block * slab_rows_ * kRows;
+    for (int64_t row = first; row < first + slab_rows_; ++row, to += kRows) {
+      const int64_t there = row < conv_.x.rows() ? n : 0;
+      if (there) std::memcpy(to, conv_.x.row(row) + block * kRows, there * sizeof(float));
+      std::memset(to + there, 0, (kRows - there) * sizeof(float));
     }
+  }
+
+  void copy_d(int64_t tile, int64_t t, int64_t frames) {
+    float* to = d_ + tile * kFrames * width_;
+    for (int64_t i = 0; i < frames; ++i)
+      std::memcpy(to + i * width_, dpre_.row(t + i) + tile * width_, width_ * sizeof(float));
+  }
+
+  void add_slab(int64_t piece, int64_t frames) {
+    const float* x = x_ + (block(piece) * slab_rows_ + tap(piece)) * kRows;
+    HWY_DYNAMIC_DISPATCH(strided_outer)
+    (x, conv_.options.stride * kRows, d_ + tile(piece) * kFrames * width_, frames,
+     sums_ + piece * kRows * width_);
+  }
+
+  void write(int64_t piece, Grad dweight) const {
+    const float* sums = sums_ + piece * kRows * width_;
+    const int64_t i0 = block(piece) * kRows, o0 = tile(piece) * width_;
+    for (int64_t o = 0; o < std::min(width_, conv_.Cout() - o0); ++o)
+      for (int64_t i = 0; i < inputs(block(piece)); ++i) {
+        float& to = dweight.to.f32()[((o0 + o) * conv_.Cin() + i0 + i) * conv_.taps() + tap(piece)];
+        to = dweight.add ? to + sums[i * width_ + o] : sums[i * width_ + o];
+      }
+  }
+
+  const Conv& conv_;
+  const PreGradient& dpre_;
+  int64_t width_, tiles_, blocks_, slab_rows_;
+  float* x_;     // [blocks, slab_rows, kRows]
+  float* d_;     // [tiles, kFrames, width]
+  float* sums_;  // [pieces, kRows, width]
+};
+
+void weight_gradient(Context& ctx, const Conv& conv, const PreGradient& dpre, Grad dweight) {
+  ScratchScope scratch(ctx.scratch);
+  WeightGradient gradient(ctx, conv, dpre);
+  if (!ctx.dry) gradient.compute(dweight);
 }
 
-void weight_gradient(const Conv& conv, const PreGradient& dpre, const cpu::ThreadScratch& threads,
-                     Grad dweight) {
-  const int64_t inputs = (conv.Cin() + kRows - 1) / kRows;
-  const int64_t outputs = (dpre.padded + kColumns - 1) / kColumns;
-  cpu::parallel_for(conv.taps() * inputs * outputs, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t piece = begin; piece < end; ++piece)
-      weight_gradient_piece(conv, dpre, piece / (inputs * outputs),
-                            piece / outputs % inputs * kRows, piece % outputs * kColumns,
-                            threads.mine(), dweight);
-  });
+void input_gradient(Context& ctx, const Conv& conv, const PreGradient& dpre, Grad dx) {
+  ScratchScope scratch(ctx.scratch);
+  const float* panels = backward_panels(ctx, conv);
+  const cpu::ThreadScratch threads(ctx, kRows * (kRowStep + whole_tiles(conv.Cin())));
+  if (!ctx.dry) compute_input_gradient(conv, dpre, panels, threads, dx);
 }
 
 }  // namespace
@@ -368,19 +416,16 @@ void conv_strided_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Ten
       cpu::row_chunks(ctx, slots.batch(), 2 * kRows, [&](int b) { return conv.valid(b); });
   const auto chunk_count = static_cast<int64_t>(chunks.size());
   float* partial = ctx.temporary({chunk_count * 3 * C}).f32();
-  const float* panels = dx ? backward_panels(ctx, conv) : nullptr;
-  const int64_t product = kRows * (kRowStep + whole_tiles(conv.Cin()));
-  const cpu::ThreadScratch threads(
-      ctx, std::max(product, kRows * (kFrames + kColumns) + kFrames * whole_tiles(1)));
-  if (ctx.dry) return;
-  ProfileScope profile(ctx.profile, "conv_strided.backward", 2 * conv.flops(),
+  ProfileScope profile(ctx.dry ? nullptr : ctx.profile, "conv_strided.backward", 2 * conv.flops(),
                        4.0 * (2 * x.count() + 2 * conv.rows() * C));
-  unfinish(conv, dy, {.pre = pre, .mean = mean, .rstd = rstd}, dpre, chunks, partial);
-  sum_partials(partial, chunk_count, C, 0, dnorm_weight);
-  sum_partials(partial, chunk_count, C, 1, dnorm_bias);
-  sum_partials(partial, chunk_count, C, 2, dbias);
-  if (dx) input_gradient(conv, dpre, panels, threads, dx);
-  if (dweight) weight_gradient(conv, dpre, threads, dweight);
+  if (!ctx.dry) {
+    unfinish(conv, dy, {.pre = pre, .mean = mean, .rstd = rstd}, dpre, chunks, partial);
+    sum_partials(partial, chunk_count, C, 0, dnorm_weight);
+    sum_partials(partial, chunk_count, C, 1, dnorm_bias);
+    sum_partials(partial, chunk_count, C, 2, dbias);
+  }
+  if (dx) input_gradient(ctx, conv, dpre, dx);
+  if (dweight) weight_gradient(ctx, conv, dpre, dweight);
 }
 
 }  // namespace sft
