@@ -41,7 +41,8 @@ void install_stop_signals() {
 }
 
 Trainer::Trainer(const RunConfig& config, const Config& model, ParamStore& store,
-                 TensorMap pass_through, Objective& objective, RunDir& run)
+                 TensorMap pass_through, Objective& objective, RunDir& run,
+                 std::vector<Batch> batches)
     : config_(config),
       model_(model),
       store_(store),
@@ -49,6 +50,7 @@ Trainer::Trainer(const RunConfig& config, const Config& model, ParamStore& store
       objective_(objective),
       run_(run),
       plan_(make_plan(config, objective)),
+      batches_(std::move(batches)),
       schedule_{config.sched.kind, config.train.steps, config.sched.warmup, config.sched.hold},
       ctx_{.acts = acts_,
            .scratch = scratch_,
@@ -59,7 +61,8 @@ Trainer::Trainer(const RunConfig& config, const Config& model, ParamStore& store
 }
 
 Batch Trainer::update_batch(int64_t u, int64_t micro) const {
-  return plan_.batch(u * config_.train.accumulate + micro);
+  const int64_t b = u * config_.train.accumulate + micro;
+  return batches_.empty() ? plan_.batch(b) : batches_[b % static_cast<int64_t>(batches_.size())];
 }
 
 void Trainer::activate(int64_t u) {

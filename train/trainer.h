@@ -65,8 +65,9 @@ class Trainer {
  public:
   // ranges: store.ranges()[0] is the head; the others train from update `head_only` on.
   // pass_through: tensors of the base that no forward pass uses, kept in checkpoints.
+  // batches, if any: these in turn, in place of the plan's.
   Trainer(const RunConfig& config, const Config& model, ParamStore& store, TensorMap pass_through,
-          Objective& objective, RunDir& run);
+          Objective& objective, RunDir& run, std::vector<Batch> batches = {});
 
   // What a step will need; printed before the run. Bytes.
   struct MemoryPlan {
@@ -107,6 +108,7 @@ class Trainer {
   Objective& objective_;
   RunDir& run_;
   BatchPlan plan_;
+  std::vector<Batch> batches_;
   Schedule schedule_;
   Arena acts_, scratch_;
   Context ctx_;

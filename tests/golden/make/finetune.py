@@ -51,11 +51,11 @@ class Linear(torch.nn.Module):
 
 
 class Blstm(Linear):
-    """The paper's head, shrunk: projector 16, two BiLSTM layers of 12, linear."""
+    """The paper's head, shrunk: projector 12, two BiLSTM layers of 12, linear."""
     def __init__(self, width, r):
         super().__init__(24, r)
-        self.proj = torch.nn.Linear(width, 16)
-        self.rnn = torch.nn.LSTM(16, 12, num_layers=2, bidirectional=True)
+        self.proj = torch.nn.Linear(width, 12)
+        self.rnn = torch.nn.LSTM(12, 12, num_layers=2, bidirectional=True)
         self.reset(r)
 
     def forward(self, x): return self.out(self.rnn(self.proj(x)[:, None])[0][:, 0])
