@@ -2,15 +2,45 @@
 // strict: every tensor the configuration asks for, with its shape, and none that nobody knows.
 #pragma once
 
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "engine/formats/tensor_file.h"
+#include "engine/io/directory.h"
 #include "engine/params.h"
 #include "models/config.h"
 
 namespace sft {
+
+// Where a tensor of a model lies.
+struct StoredTensor {
+  std::shared_ptr<const TensorFile> file;  // null: it is in no file and reads as zeros
+  TensorInfo info;                         // as the file names it
+  Shape shape;                             // ours
+  Dtype dtype = Dtype::f32;
+
+  int64_t count() const { return shape.count(); }
+  // By pread, without mapping: bytes as stored, from byte `first`.
+  void read(std::span<std::byte> to, uint64_t first) const;
+};
+
+// A model of which nothing is read but its head: for programs that go through the tensors once,
+// piece by piece.
+struct StoredModel {
+  std::string path;    // as it was given
+  std::string format;  // gguf, hf, safetensors
+  Config config;
+  std::map<std::string, StoredTensor, std::less<>> tensors;  // docs/contract.md section 3
+  std::vector<std::string> remarks;
+};
+
+// A run stands for its best checkpoint; an unfinished run gives a remark.
+StoredModel open_stored_model(const std::string& path);
 
 struct ModelFile {
   std::string path;    // as it was given
@@ -20,7 +50,7 @@ struct ModelFile {
   std::vector<std::string> remarks;  // what was dropped, or is not as one might expect
 };
 
-// A run stands for its best checkpoint; an unfinished run gives a remark.
+// The same, with its tensors mapped.
 ModelFile open_model(const std::string& path);
 
 // Names and shapes that a configuration asks for: the backbone, in the order in which we write.
@@ -30,10 +60,38 @@ bool is_backbone(std::string_view name);  // neither pretrain.* nor task.*
 // XXH3-128 over (name, shape, f32 bytes) of all backbone tensors in name order: the same for every
 // container of the same weights.
 std::string model_id(const TensorMap& tensors);
+std::string model_id(const StoredModel& model);
 
 // "gguf", "hf" or "safetensors", by the name of the output: a folder or a name without a known
 // ending is a Hugging Face folder.
 std::string format_of_name(std::string_view path);
+
+// A model file of any container as it is being written; without finish() nothing is left of it.
+class ModelWriter {
+ public:
+  // `tensors` under our names. A Hugging Face folder and safetensors hold no q8_0.
+  ModelWriter(const std::string& path, std::string_view format, const Config& config,
+              std::vector<TensorSpec> tensors, Existing existing = Existing::refuse);
+
+  // Those that the container can hold, under our names, in the order of the file.
+  const std::vector<TensorSpec>& tensors() const { return tensors_; }
+  // What it cannot hold, one line each.
+  const std::vector<std::string>& dropped() const { return dropped_; }
+
+  // Bytes as stored of tensors()[tensor], from byte `first`; from several threads at once.
+  void place(size_t tensor, uint64_t first, std::span<const std::byte> piece) {
+    writer_->place(tensor, first, piece);
+  }
+  // All tensors, converted to their declared types.
+  void write(const TensorMap& tensors);
+  void finish();
+
+ private:
+  std::vector<TensorSpec> tensors_;
+  std::vector<std::string> dropped_;
+  std::unique_ptr<OutputDirectory> folder_;  // of a Hugging Face folder
+  std::unique_ptr<TensorWriter> writer_;
+};
 
 // Writes all tensors (backbone, pretrain.*, task.* where the container can hold them) as f32.
 // What it cannot hold is returned, one line each.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "engine/formats/safetensors.h"
@@ -123,14 +124,6 @@ Shape their_shape(std::string_view name, const Shape& shape) {
   return shape;
 }
 
-Tensor readable(TensorMap& map, const std::shared_ptr<TensorFile>& file, const TensorInfo& info) {
-  if (file->viewable(info)) return file->view(info);
-  auto values = std::make_shared<std::vector<float>>(info.shape.count());
-  file->read_f32(info, *values);
-  map.keep.push_back(values);
-  return Tensor(values->data(), info.shape);
-}
-
 // config.json, with null meaning absent.
 class Fields {
  public:
@@ -245,10 +238,9 @@ bool is_huggingface_folder(const std::string& path) {
   return std::filesystem::is_directory(path) && std::filesystem::exists(path + "/config.json");
 }
 
-ModelFile open_huggingface(const std::string& path) {
-  ModelFile model{.path = path, .format = "hf", .config = read_config(path)};
+StoredModel open_huggingface(const std::string& path) {
+  StoredModel model{.path = path, .format = "hf", .config = read_config(path)};
   const auto file = std::make_shared<TensorFile>(open_tensor_file(weights_file(path)));
-  model.tensors.keep.push_back(file);
   const std::string prefix = backbone_prefix(*file);
   const bool heads = model.config.arch == "wav2vec2";
   for (const TensorInfo& info : file->tensors()) {
@@ -264,45 +256,40 @@ ModelFile open_huggingface(const std::string& path) {
           fmt::format("{} {}: a head, not kept", printable(info.name), info.shape));
       continue;
     }
-    if (model.tensors.find(name).data)
+    if (model.tensors.contains(name))
       fail(Kind::input, "{}: tensor {} is there twice, in two spellings", path, name);
-    Tensor tensor = readable(model.tensors, file, info);
-    tensor.shape = our_shape(name, tensor.shape);
-    tensor.row_stride = tensor.shape.rank() ? tensor.shape.back() : 1;
-    model.tensors.tensors[name] = tensor;
+    model.tensors[name] = {file, info, our_shape(name, info.shape), info.dtype};
   }
-  model.config.conv_bias =
-      static_cast<bool>(model.tensors.find("conv.0.bias"));  // the tensors decide
-  if (!model.tensors.find("mask_emb").data) {  // absent where both mask probabilities were 0
-    model.tensors.add_owned("mask_emb", {model.config.width},
-                            std::vector<float>(model.config.width, 0.0f));
+  model.config.conv_bias = model.tensors.contains("conv.0.bias");  // the tensors decide
+  if (!model.tensors.contains("mask_emb")) {  // absent where both mask probabilities were 0
+    model.tensors["mask_emb"] = {nullptr, {}, {model.config.width}, Dtype::f32};
     model.remarks.push_back(
         "mask_emb: not in the file, made as zeros (only pre-training reads it)");
   }
   return model;
 }
 
-std::vector<std::string> save_huggingface(const std::string& path, const Config& config,
-                                          const TensorMap& tensors, Existing existing) {
-  std::vector<std::string> dropped;
-  std::vector<TensorSpec> specs;
-  std::vector<std::pair<std::string, std::string>> names;  // theirs, ours
-  bool pretraining = config.arch == "wav2vec2" && tensors.find("pretrain.vq.codebook").data;
-  const std::string prefix = pretraining ? "wav2vec2." : "";
-  for (const auto& [name, tensor] : tensors.tensors) {
-    std::string theirs = name_to_huggingface(name);
-    if (!theirs.empty())
-      theirs = prefix + theirs;
-    else if (pretraining)
-      theirs = translate(kHeads, name, true);
-    if (theirs.empty()) {
-      dropped.push_back(fmt::format("{} {}: a Hugging Face {} folder has no place for it", name,
-                                    tensor.shape, config.arch));
-      continue;
-    }
-    specs.push_back({theirs, their_shape(name, tensor.shape), Dtype::f32});
-    names.emplace_back(theirs, name);
-  }
+namespace {
+
+bool has(const std::vector<TensorSpec>& tensors, std::string_view name) {
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [&](const TensorSpec& t) { return t.name == name; });
+}
+
+std::string_view torch_name(Dtype dtype) {
+  if (dtype == Dtype::f16) return "float16";
+  if (dtype == Dtype::bf16) return "bfloat16";
+  return dtype == Dtype::f64 ? "float64" : "float32";
+}
+
+// Empty: such a folder has no place for it.
+std::string their_name(std::string_view name, bool pretraining) {
+  const std::string theirs = name_to_huggingface(name);
+  if (!theirs.empty()) return (pretraining ? "wav2vec2." : "") + theirs;
+  return pretraining ? translate(kHeads, name, true) : "";
+}
+
+Json config_json(const Config& config, bool pretraining, Dtype dtype) {
   const bool hubert = config.arch == "hubert";
   Json json = {
       {"model_type", config.arch},
@@ -344,12 +331,13 @@ std::vector<std::string> save_huggingface(const std::string& path, const Config&
       {"pad_token_id", 0},
       {"bos_token_id", 1},
       {"eos_token_id", 2},
-      {"torch_dtype", "float32"},
+      {"torch_dtype", torch_name(dtype)},
   };
-  if (pretraining)
-    json["codevector_dim"] =
-        tensors.find("pretrain.vq.codebook").shape[1] * config.pretrain.vq_groups;
-  const Json preprocessor = {
+  return json;
+}
+
+Json preprocessor_json(const Config& config) {
+  return {
       {"feature_extractor_type", "Wav2Vec2FeatureExtractor"},
       {"feature_size", 1},
       {"sampling_rate", 16000},
@@ -358,23 +346,40 @@ std::vector<std::string> save_huggingface(const std::string& path, const Config&
       {"do_normalize", config.normalize},
       {"return_attention_mask", config.conv_norm == "layer"},
   };
-  OutputDirectory folder(path, existing);
-  TensorWriter writer = create_safetensors(folder.file("model.safetensors"), Metadata(), specs);
-  for (const TensorSpec& spec : writer.tensors()) {
-    const auto it = std::find_if(names.begin(), names.end(),
-                                 [&](const auto& n) { return n.first == spec.name; });
-    Tensor tensor = tensors.find(it->second);
-    tensor.shape = spec.shape;
-    writer.write(spec.name, tensor);
+}
+
+}  // namespace
+
+HuggingFaceFolder create_huggingface(const std::string& path, const Config& config,
+                                     const std::vector<TensorSpec>& tensors, Existing existing) {
+  const bool pretraining = config.arch == "wav2vec2" && has(tensors, "pretrain.vq.codebook");
+  std::vector<std::string> dropped;
+  std::vector<TensorSpec> specs;
+  std::map<std::string, TensorSpec> ours;  // by their names
+  Json json = config_json(config, pretraining, tensors.empty() ? Dtype::f32 : tensors[0].dtype);
+  for (const TensorSpec& tensor : tensors) {
+    const std::string theirs = their_name(tensor.name, pretraining);
+    if (theirs.empty()) {
+      dropped.push_back(fmt::format("{} {}: a Hugging Face {} folder has no place for it",
+                                    tensor.name, tensor.shape, config.arch));
+      continue;
+    }
+    if (tensor.name == "pretrain.vq.codebook")
+      json["codevector_dim"] = tensor.shape[1] * config.pretrain.vq_groups;
+    specs.push_back({theirs, their_shape(tensor.name, tensor.shape), tensor.dtype});
+    ours[theirs] = tensor;
   }
-  writer.finish();
-  write_text(folder.file("preprocessor_config.json"), preprocessor.dump(2) + "\n");
-  write_text(folder.file("config.json"), json.dump(2) + "\n");
-  folder.commit();
   if (config.normalize && config.normalize_eps != 1e-7)
     dropped.push_back(
         fmt::format("input.normalize_eps {}: transformers always uses 1e-7", config.normalize_eps));
-  return dropped;
+  auto folder = std::make_unique<OutputDirectory>(path, existing);
+  write_text(folder->file("preprocessor_config.json"), preprocessor_json(config).dump(2) + "\n");
+  write_text(folder->file("config.json"), json.dump(2) + "\n");
+  TensorWriter writer =
+      create_safetensors(folder->file("model.safetensors"), Metadata(), std::move(specs));
+  std::vector<TensorSpec> in_order;
+  for (const TensorSpec& spec : writer.tensors()) in_order.push_back(ours[spec.name]);
+  return {std::move(folder), std::move(writer), std::move(in_order), std::move(dropped)};
 }
 
 }  // namespace sft

@@ -11,9 +11,18 @@
 namespace sft {
 
 bool is_huggingface_folder(const std::string& path);
-ModelFile open_huggingface(const std::string& path);
-std::vector<std::string> save_huggingface(const std::string& path, const Config& config,
-                                          const TensorMap& tensors, Existing existing);
+StoredModel open_huggingface(const std::string& path);
+
+// A folder as it is being written: config.json and preprocessor_config.json are there, the weights
+// go through the writer, then the folder is committed.
+struct HuggingFaceFolder {
+  std::unique_ptr<OutputDirectory> folder;
+  TensorWriter writer;
+  std::vector<TensorSpec> tensors;   // the writer's, under our names
+  std::vector<std::string> dropped;  // what such a folder has no place for, one line each
+};
+HuggingFaceFolder create_huggingface(const std::string& path, const Config& config,
+                                     const std::vector<TensorSpec>& tensors, Existing existing);
 
 // Our name of a tensor of a bare transformers model, and the other way round; empty: not known.
 // Old spellings of weight norm are read (weight_g) and written; new ones (parametrizations) read.

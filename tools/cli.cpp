@@ -84,6 +84,11 @@ Cli::~Cli() = default;
 
 void Cli::about(std::string text) { parser_->app.description(std::move(text)); }
 
+void Cli::example(std::string command_line) {
+  parser_->app.footer("Example: " + command_line);
+  example_ = std::move(command_line);
+}
+
 namespace {
 
 // Number of words at the front of `arguments` that spell `name`; 0 if they do not.
@@ -199,7 +204,9 @@ void Cli::parse() {
     const std::string name = spec.option->get_name();
     const bool required = spec.count == Count::one || spec.count == Count::some;
     if (required && values.empty())
-      fail(Kind::usage, Hint{fmt::format("see {} --help", program_)}, "missing {}", name);
+      fail(Kind::usage,
+           Hint{example_.empty() ? fmt::format("see {} --help", program_) : "as in " + example_},
+           "missing {}", name);
     if ((spec.count == Count::one || spec.count == Count::optional) && values.size() > 1)
       fail(Kind::usage, "{} was given {} times (expected once)", name, values.size());
     for (const std::string& value : values) spec.assign(name, value);

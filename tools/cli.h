@@ -58,6 +58,9 @@ class Cli {
   // What the tool does: the first lines of --help.
   void about(std::string text);
 
+  // A whole command line, shown by --help and where an argument is missing.
+  void example(std::string command_line);
+
   // For tools with commands (`sft-data import ted`), before anything else: takes the words of one
   // of `commands` (name, what it does) off the front of the arguments and returns its name.
   std::string command(const std::vector<std::pair<std::string, std::string>>& commands);
@@ -107,7 +110,7 @@ class Cli {
            const std::string& type, const std::string& default_value);
   void say_line(const std::string& text) const;
 
-  std::string program_;
+  std::string program_, example_;
   std::vector<std::string> arguments_, command_line_;
   std::unique_ptr<Parser> parser_;
   bool json_ = false, quiet_ = false;

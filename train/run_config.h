@@ -117,9 +117,6 @@ RunConfig run_config_from_toml(const std::string& path);
 // "train.steps is 20, was 10": the first key that differs; empty: none does.
 std::string first_difference(const RunConfig& before, const RunConfig& now);
 
-// Shell-style globs: * and ?.
-bool glob_match(std::string_view pattern, std::string_view name);
-
 template <class F>
 void RunConfig::fields(F&& f) {
   f("task.kind", task.kind), f("train.recipe", train.recipe);

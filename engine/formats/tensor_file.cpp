@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <unordered_set>
 
@@ -24,6 +25,10 @@ bool leaves_its_folder(std::string_view name) {
     at = end + 1;
   }
   return false;
+}
+
+uint64_t stored_bytes(const TensorSpec& tensor) {
+  return static_cast<uint64_t>(bytes_of(tensor.dtype, tensor.shape.count()));
 }
 
 int64_t alignment_of(Dtype dtype) { return dtype == Dtype::q8_0 ? 2 : bytes_of(dtype, 1); }
@@ -110,18 +115,30 @@ void TensorFile::read_f32(const TensorInfo& tensor, std::span<float> to) const {
 // ---- TensorWriter
 
 TensorWriter::TensorWriter(OutputFile file, std::vector<TensorSpec> tensors, uint64_t alignment)
-    : file_(std::move(file)), tensors_(std::move(tensors)), alignment_(alignment) {}
+    : file_(std::move(file)), tensors_(std::move(tensors)), alignment_(alignment) {
+  uint64_t end = file_.position();
+  for (const TensorSpec& tensor : tensors_) {
+    offsets_.push_back(end);
+    end += stored_bytes(tensor);
+    end += padding(end);
+  }
+  offsets_.push_back(end);
+}
+
+uint64_t TensorWriter::padding(uint64_t position) const {
+  return (alignment_ - position % alignment_) % alignment_;
+}
 
 void TensorWriter::append(std::span<const std::byte> piece) {
   CHECK(next_ < tensors_.size(), "{}: data after the last tensor", file_.path());
   const TensorSpec& tensor = tensors_[next_];
-  const auto bytes = static_cast<uint64_t>(bytes_of(tensor.dtype, tensor.shape.count()));
+  const uint64_t bytes = stored_bytes(tensor);
   CHECK(piece.size() <= bytes - written_, "{}: tensor {} has {} bytes, given {}", file_.path(),
         tensor.name, bytes, written_ + piece.size());
   file_.write(piece);
   written_ += piece.size();
   if (written_ < bytes) return;
-  file_.write_zeros((alignment_ - file_.position() % alignment_) % alignment_);
+  file_.write_zeros(padding(file_.position()));
   ++next_;
   written_ = 0;
 }
@@ -147,9 +164,30 @@ void TensorWriter::write(std::string_view name, const Tensor& tensor) {
   }
 }
 
+void TensorWriter::place(size_t tensor, uint64_t first, std::span<const std::byte> piece) {
+  CHECK(tensor < tensors_.size() && next_ == 0 && written_ == 0, "{}: tensor {} of {}",
+        file_.path(), tensor, tensors_.size());
+  const uint64_t bytes = stored_bytes(tensors_[tensor]), end = offsets_[tensor] + bytes;
+  CHECK(first <= bytes && piece.size() <= bytes - first,
+        "{}: tensor {} has {} bytes, given [{}, {})", file_.path(), tensors_[tensor].name, bytes,
+        first, first + piece.size());
+  file_.write_at(offsets_[tensor] + first, piece);
+  uint64_t placed = piece.size();
+  if (first + piece.size() == bytes && padding(end) > 0) {
+    const std::vector<std::byte> zeros(padding(end));
+    file_.write_at(end, zeros);
+    placed += zeros.size();
+  }
+  std::atomic_ref(placed_) += placed;
+}
+
 void TensorWriter::finish() {
-  CHECK(next_ == tensors_.size(), "{}: tensor {} was not written", file_.path(),
-        tensors_[next_].name);
+  if (placed_ > 0)
+    CHECK(placed_ == offsets_.back() - offsets_.front(), "{}: {} bytes of {} were placed",
+          file_.path(), placed_, offsets_.back() - offsets_.front());
+  else
+    CHECK(next_ == tensors_.size(), "{}: tensor {} was not written", file_.path(),
+          tensors_[next_].name);
   file_.commit();
 }
 

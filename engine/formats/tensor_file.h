@@ -81,6 +81,9 @@ class TensorWriter {
   void write(std::string_view name, const Tensor& tensor);
   // The next bytes of the next tensor as stored, in pieces of any size that end where it ends.
   void append(std::span<const std::byte> piece);
+  // Bytes of tensors()[tensor] from byte `first`: in any order, from several threads at once, each
+  // byte once. In place of write and append.
+  void place(size_t tensor, uint64_t first, std::span<const std::byte> piece);
   // Every tensor must be there: syncs and renames.
   void finish();
 
@@ -88,11 +91,15 @@ class TensorWriter {
   TensorWriter(OutputFile file, std::vector<TensorSpec> tensors, uint64_t alignment);
 
  private:
+  uint64_t padding(uint64_t position) const;
+
   OutputFile file_;
   std::vector<TensorSpec> tensors_;
   uint64_t alignment_;
   size_t next_ = 0;
-  uint64_t written_ = 0;  // of the next tensor
+  uint64_t written_ = 0;           // of the next tensor
+  std::vector<uint64_t> offsets_;  // of each tensor in the file, and of the end of the data
+  uint64_t placed_ = 0;            // bytes
 };
 
 // For the containers. Throws Kind::input for a name that is empty, not UTF-8, has control

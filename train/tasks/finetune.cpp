@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <set>
 
+#include "engine/glob.h"
+
 namespace sft {
 
 std::vector<int64_t> Split::samples() const {

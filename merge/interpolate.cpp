@@ -1,0 +1,548 @@
+#include "merge/interpolate.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <map>
+#include <mutex>
+
+#include "engine/formats/numbers.h"
+#include "engine/glob.h"
+#include "merge/alphas.h"
+
+namespace sft {
+namespace {
+
+constexpr int64_t kChunk = 1 << 14;  // elements; whole blocks of q8_0
+constexpr int kMostThreads = 16;     // more only wait for the files
+constexpr size_t kCopied = SIZE_MAX;
+
+// ---- what threads share
+
+// Runs f(i) for all of [0, n), each index on whichever thread is free; the first exception ends
+// the loop and is thrown again.
+template <class F>
+void run_parallel(int64_t n, F&& f) {
+  std::atomic<bool> stop = false;
+  std::exception_ptr error;
+  std::mutex mutex;
+#pragma omp parallel for schedule(dynamic, 1) \
+    num_threads(std::min(omp_get_max_threads(), kMostThreads))
+  for (int64_t i = 0; i < n; ++i) {
+    if (stop) continue;
+    try {
+      f(i);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      if (!error) error = std::current_exception();
+      stop = true;
+    }
+  }
+  if (error) std::rethrow_exception(error);
+}
+
+// ---- numbers
+
+void widen(Dtype dtype, const std::byte* from, double* to, int64_t count) {
+  if (dtype == Dtype::f64) {
+    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(double));
+    return;
+  }
+  if (dtype == Dtype::f32) {
+    const auto* values = reinterpret_cast<const float*>(from);
+    for (int64_t i = 0; i < count; ++i) to[i] = values[i];
+    return;
+  }
+  float values[kChunk];
+  to_f32(dtype, from, values, count);
+  for (int64_t i = 0; i < count; ++i) to[i] = values[i];
+}
+
+// Towards zero, then the last bit set if anything was lost: what is rounded from this to a type of
+// at most 22 bits is as if rounded from x at once.
+float round_to_odd(double x) {
+  const auto nearest = static_cast<float>(x);
+  if (nearest == x || !std::isfinite(nearest)) return nearest;
+  auto bits = std::bit_cast<uint32_t>(nearest);
+  if (std::fabs(static_cast<double>(nearest)) > std::fabs(x)) --bits;
+  return std::bit_cast<float>(bits | 1);
+}
+
+void narrow(const double* from, Dtype dtype, std::byte* to, int64_t count) {
+  if (dtype == Dtype::f64) {
+    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(double));
+    return;
+  }
+  if (dtype == Dtype::f32) {
+    auto* values = reinterpret_cast<float*>(to);
+    for (int64_t i = 0; i < count; ++i) values[i] = static_cast<float>(from[i]);
+    return;
+  }
+  float values[kChunk];
+  for (int64_t i = 0; i < count; ++i) values[i] = round_to_odd(from[i]);
+  from_f32(values, dtype, to, count);
+}
+
+double square_sum(const double* x, int64_t count) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += x[i] * x[i];
+  return sum;
+}
+
+double square_distance(const double* x, const double* y, int64_t count) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += (x[i] - y[i]) * (x[i] - y[i]);
+  return sum;
+}
+
+// ---- before anything is written
+
+std::string base_recorded(const StoredModel& model) {
+  const MetadataValue* id = model.config.provenance.find("sft.base.id");
+  const auto* text = id ? std::get_if<std::string>(id) : nullptr;
+  return text ? *text : "";
+}
+
+void check_base(const StoredModel& tuned, const std::string& base_id, const MergeJob& job,
+                std::vector<std::string>& remarks) {
+  const std::string recorded = base_recorded(tuned);
+  if (recorded == base_id) return;
+  if (recorded.empty()) {
+    remarks.push_back(fmt::format("{}: does not record its base; taken to be tuned from {}",
+                                  printable(tuned.path), printable(job.base.path)));
+    return;
+  }
+  const std::string what =
+      fmt::format("{}: was tuned from the model {}, but {} is {}", printable(tuned.path),
+                  printable(recorded), printable(job.base.path), base_id);
+  if (!job.allow_other_base)
+    fail(Kind::input, Hint{"give the base that it was tuned from, or --allow-other-base"}, "{}",
+         what);
+  remarks.push_back(what);
+}
+
+// What must agree for tensors of two models to mean the same.
+std::map<std::string, MetadataValue> architecture(const Config& config) {
+  std::map<std::string, MetadataValue> values;
+  for (const auto& [key, value] : metadata_from_config(config).entries()) {
+    const bool here = key == "general.architecture" || key.starts_with(config.arch + ".");
+    const bool free = key.starts_with(config.arch + ".train.") ||
+                      key.starts_with(config.arch + ".pretrain.") ||
+                      key == config.arch + ".input.normalize_eps";
+    if (here && !free) values[key] = value;
+  }
+  return values;
+}
+
+void check_same_architecture(const StoredModel& base, const StoredModel& other,
+                             std::vector<std::string>& remarks) {
+  if (other.config.arch != base.config.arch)
+    fail(Kind::input, "{}: is a {} model, {} is {}", printable(other.path), other.config.arch,
+         printable(base.path), base.config.arch);
+  const auto theirs = architecture(other.config);
+  for (const auto& [key, value] : architecture(base.config))
+    if (theirs.at(key) != value)
+      fail(Kind::input, "{}: {} is {}, but {} in {}", printable(other.path), key,
+           text(theirs.at(key)), text(value), printable(base.path));
+  if (base.config.normalize && other.config.normalize_eps != base.config.normalize_eps)
+    remarks.push_back(fmt::format("{}: input.normalize_eps is {}; the base's {} is kept",
+                                  printable(other.path), other.config.normalize_eps,
+                                  base.config.normalize_eps));
+}
+
+void check_patterns(const MergeJob& job) {
+  for (const MergeJob::TensorAlpha& t : job.tensors) {
+    const bool any =
+        std::any_of(job.base.tensors.begin(), job.base.tensors.end(), [&](const auto& entry) {
+          return is_backbone(entry.first) && glob_match(t.pattern, entry.first);
+        });
+    if (!any)
+      fail(Kind::usage, Hint{fmt::format("sft-info {} --tensors lists them", job.base.path)},
+           "--tensors: '{}' matches no backbone tensor", printable(t.pattern));
+  }
+}
+
+// Ids of the base, then of the tuned models.
+std::vector<std::string> ids_of(const MergeJob& job) {
+  std::vector<std::string> ids(job.tuned.size() + 1);
+  run_parallel(static_cast<int64_t>(ids.size()),
+               [&](int64_t i) { ids[i] = model_id(i == 0 ? job.base : job.tuned[i - 1]); });
+  return ids;
+}
+
+// The tuned models in the order of their ids.
+std::vector<MergeReport::Input> sort_tuned(MergeJob& job, const std::vector<std::string>& ids) {
+  std::vector<size_t> order(job.tuned.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return ids[a + 1] < ids[b + 1]; });
+  std::vector<StoredModel> sorted;
+  std::vector<MergeReport::Input> inputs;
+  for (size_t i : order) {
+    inputs.push_back({model_name(job.tuned[i].path), ids[i + 1]});
+    sorted.push_back(std::move(job.tuned[i]));
+  }
+  job.tuned = std::move(sorted);
+  return inputs;
+}
+
+// ---- outputs
+
+Config output_config(const MergeJob& job, double alpha, const MergeReport& report) {
+  Config config = job.base.config;
+  config.task = job.head ? job.head->config.task : Config::Task();
+  config.provenance = Metadata();
+  for (const auto& [key, value] : job.base.config.provenance.entries())
+    if (!key.starts_with("sft.merge.") && !key.starts_with("sft.train.") && key != "sft.base.id")
+      config.provenance.set(key, value);
+  std::vector<std::string> inputs, tensors;
+  inputs.push_back(report.base_id + " " + model_name(job.base.path));
+  for (const MergeReport::Input& tuned : report.tuned)
+    inputs.push_back(tuned.id + " " + tuned.name);
+  for (const MergeJob::TensorAlpha& t : job.tensors)
+    tensors.push_back(fmt::format("{}={}", t.pattern, t.alpha));
+  config.provenance.set("sft.merge.method", std::string("linear"));
+  config.provenance.set("sft.merge.alpha", alpha);
+  config.provenance.set("sft.merge.inputs", inputs);
+  if (!tensors.empty()) config.provenance.set("sft.merge.tensors", tensors);
+  config.provenance.set("sft.base.id", report.base_id);
+  return config;
+}
+
+// Names, shapes and types; q8_0 stays only where the container has it.
+std::vector<TensorSpec> output_tensors(const MergeJob& job, std::string_view format) {
+  std::vector<TensorSpec> specs;
+  const auto add = [&](const std::string& name, const StoredTensor& tensor) {
+    const bool keeps = tensor.dtype != Dtype::q8_0 || format == "gguf";
+    specs.push_back({name, tensor.shape, keeps ? tensor.dtype : Dtype::f32});
+  };
+  for (const TensorSpec& spec : backbone_tensors(job.base.config))
+    add(spec.name, job.base.tensors.at(spec.name));
+  for (const auto& [name, tensor] : job.base.tensors)
+    if (name.starts_with("pretrain.")) add(name, tensor);
+  if (job.head)
+    for (const auto& [name, tensor] : job.head->tensors)
+      if (name.starts_with("task.")) add(name, tensor);
+  return specs;
+}
+
+std::string part_of(std::string_view name) {
+  const size_t dot = std::min(name.find('.'), name.size());
+  const std::string first(name.substr(0, dot));
+  if (first == "feat_norm") return "feat_proj";
+  if (first != "enc") return first;
+  return std::string(name.substr(0, std::min(name.find('.', dot + 1), name.size())));
+}
+
+// ---- the pass
+
+class Pass {
+ public:
+  Pass(const MergeJob& job, const MergeReport& report);
+  void run();
+  void finish();  // all outputs are complete; one after the other gets its name
+  void fill(MergeReport& report) const;
+
+ private:
+  // A tensor of the outputs.
+  struct Item {
+    std::string name;
+    std::string where;                       // path of the model it is copied from, or the base's
+    const StoredTensor* base;                // or the head's
+    std::vector<const StoredTensor*> tuned;  // empty: copied
+    std::vector<double> alphas;              // one for each output
+    size_t part = kCopied;                   // of parts_
+  };
+  struct Chunk {
+    size_t item;
+    int64_t first, count;  // elements
+  };
+  // Sums of squares over a chunk: base, difference, then for each output change and rounding.
+  struct Sums {
+    double* at;
+    double& base() { return at[0]; }
+    double& difference() { return at[1]; }
+    double& change(size_t output) { return at[2 + 2 * output]; }
+    double& rounding(size_t output) { return at[3 + 2 * output]; }
+  };
+  struct Scratch {
+    std::vector<std::byte> base, tuned, out;
+    std::vector<double> theta0, delta, merged, rounded;
+    Scratch() {
+      for (auto* bytes : {&base, &tuned, &out}) bytes->resize(kChunk * sizeof(double));
+      for (auto* values : {&theta0, &delta, &merged, &rounded}) values->resize(kChunk);
+    }
+  };
+
+  void add_item(const TensorSpec& spec);
+  double alpha_of(const std::string& name, double alpha) const;
+  size_t part_index(const std::string& name);
+  Sums sums(size_t chunk) { return {&sums_[chunk * stride()]}; }
+  size_t stride() const { return 2 + 2 * writers_.size(); }
+  const std::byte* read(const StoredTensor& tensor, const Chunk& chunk, std::vector<std::byte>& to);
+  void copy(const Item& item, const Chunk& chunk, Sums sums, Scratch& s);
+  void merge(const Item& item, const Chunk& chunk, Sums sums, Scratch& s);
+  // The bytes of output `k` of a chunk; s.merged is what they stand for.
+  const std::byte* merged(const Item& item, const Chunk& chunk, size_t k, Scratch& s);
+  void place(const Chunk& chunk, size_t output, const std::byte* bytes);
+  Dtype stored_type(const Item& item) const {
+    return writers_[0]->tensors()[static_cast<size_t>(&item - items_.data())].dtype;
+  }
+  void check_finite(size_t chunk);
+  void check_values(const Item& item, const std::string& path, const StoredTensor& tensor,
+                    const Chunk& chunk) const;
+  void check_change(size_t output, double change, double expected, double rounding,
+                    double difference) const;
+  const StoredTensor* tuned_tensor(const StoredModel& model, const std::string& name) const;
+
+  const MergeJob& job_;
+  std::vector<std::unique_ptr<ModelWriter>> writers_;  // one for each output
+  std::vector<Item> items_;                            // in the order of the writers' tensors
+  std::vector<Chunk> chunks_;
+  std::vector<double> sums_;
+  std::vector<std::string> parts_;
+};
+
+Pass::Pass(const MergeJob& job, const MergeReport& report) : job_(job) {
+  const std::string format = format_of_name(job.outputs[0].path);
+  const std::vector<TensorSpec> specs = output_tensors(job, format);
+  for (const MergeJob::Output& output : job.outputs)
+    writers_.push_back(std::make_unique<ModelWriter>(
+        output.path, format, output_config(job, output.alpha, report), specs, job.existing));
+  for (const TensorSpec& spec : backbone_tensors(job.base.config)) part_index(part_of(spec.name));
+  for (const TensorSpec& spec : writers_[0]->tensors()) add_item(spec);
+  sums_.resize(chunks_.size() * stride());
+}
+
+size_t Pass::part_index(const std::string& name) {
+  const auto it = std::find(parts_.begin(), parts_.end(), name);
+  if (it == parts_.end()) parts_.push_back(name);
+  return static_cast<size_t>(std::find(parts_.begin(), parts_.end(), name) - parts_.begin());
+}
+
+double Pass::alpha_of(const std::string& name, double alpha) const {
+  for (const MergeJob::TensorAlpha& t : job_.tensors)
+    if (glob_match(t.pattern, name)) alpha = t.alpha;
+  return alpha;
+}
+
+// A tensor that a tuned model's file lacks is the base's: nobody changed it.
+const StoredTensor* Pass::tuned_tensor(const StoredModel& model, const std::string& name) const {
+  const StoredTensor& tensor = model.tensors.at(name);
+  return tensor.file ? &tensor : &job_.base.tensors.at(name);
+}
+
+void Pass::add_item(const TensorSpec& spec) {
+  const StoredModel& from = spec.name.starts_with("task.") ? *job_.head : job_.base;
+  Item item{.name = spec.name, .where = from.path, .base = &from.tensors.at(spec.name)};
+  if (is_backbone(spec.name)) {
+    for (const StoredModel& tuned : job_.tuned)
+      item.tuned.push_back(tuned_tensor(tuned, spec.name));
+    for (const MergeJob::Output& output : job_.outputs)
+      item.alphas.push_back(alpha_of(spec.name, output.alpha));
+    item.part = part_index(part_of(spec.name));
+  }
+  for (int64_t first = 0; first < spec.shape.count(); first += kChunk)
+    chunks_.push_back({items_.size(), first, std::min(kChunk, spec.shape.count() - first)});
+  items_.push_back(std::move(item));
+}
+
+const std::byte* Pass::read(const StoredTensor& tensor, const Chunk& chunk,
+                            std::vector<std::byte>& to) {
+  const auto bytes = static_cast<size_t>(bytes_of(tensor.dtype, chunk.count));
+  tensor.read(std::span(to).first(bytes),
+              static_cast<uint64_t>(bytes_of(tensor.dtype, chunk.first)));
+  return to.data();
+}
+
+void Pass::place(const Chunk& chunk, size_t output, const std::byte* bytes) {
+  const Dtype dtype = stored_type(items_[chunk.item]);
+  writers_[output]->place(chunk.item, static_cast<uint64_t>(bytes_of(dtype, chunk.first)),
+                          {bytes, static_cast<size_t>(bytes_of(dtype, chunk.count))});
+}
+
+void Pass::copy(const Item& item, const Chunk& chunk, Sums sums, Scratch& s) {
+  const std::byte* bytes = read(*item.base, chunk, s.base);
+  widen(item.base->dtype, bytes, s.theta0.data(), chunk.count);
+  sums.base() = square_sum(s.theta0.data(), chunk.count);
+  if (stored_type(item) != item.base->dtype) {
+    narrow(s.theta0.data(), stored_type(item), s.out.data(), chunk.count);
+    bytes = s.out.data();
+  }
+  for (size_t k = 0; k < writers_.size(); ++k) place(chunk, k, bytes);
+}
+
+const std::byte* Pass::merged(const Item& item, const Chunk& chunk, size_t k, Scratch& s) {
+  const double alpha = item.alphas[k];
+  const Dtype dtype = stored_type(item);
+  const bool is_base = alpha == 0, is_tuned = alpha == 1 && item.tuned.size() == 1;
+  double* to = s.merged.data();
+  if (is_base) {
+    std::copy_n(s.theta0.data(), chunk.count, to);
+    if (dtype == item.base->dtype) return s.base.data();
+  } else if (is_tuned) {
+    widen(item.tuned[0]->dtype, s.tuned.data(), to, chunk.count);
+    if (dtype == item.tuned[0]->dtype) return s.tuned.data();
+  } else {
+    const double *theta0 = s.theta0.data(), *delta = s.delta.data();
+    for (int64_t i = 0; i < chunk.count; ++i)  // -0 stays -0
+      to[i] = delta[i] == 0 ? theta0[i] : theta0[i] + alpha * delta[i];
+  }
+  narrow(to, dtype, s.out.data(), chunk.count);
+  return s.out.data();
+}
+
+void Pass::merge(const Item& item, const Chunk& chunk, Sums sums, Scratch& s) {
+  const int64_t n = chunk.count;
+  double *theta0 = s.theta0.data(), *delta = s.delta.data(), *values = s.rounded.data();
+  widen(item.base->dtype, read(*item.base, chunk, s.base), theta0, n);
+  std::fill_n(delta, n, 0.0);
+  for (const StoredTensor* tuned : item.tuned) {
+    widen(tuned->dtype, read(*tuned, chunk, s.tuned), values, n);
+    for (int64_t i = 0; i < n; ++i) delta[i] += values[i] - theta0[i];
+  }
+  const auto models = static_cast<double>(item.tuned.size());
+  if (models > 1)
+    for (int64_t i = 0; i < n; ++i) delta[i] /= models;
+  sums.base() = square_sum(theta0, n);
+  sums.difference() = square_sum(delta, n);
+  for (size_t k = 0; k < writers_.size(); ++k) {
+    const std::byte* bytes = merged(item, chunk, k, s);
+    widen(stored_type(item), bytes, values, n);
+    sums.change(k) = square_distance(values, theta0, n);
+    sums.rounding(k) = square_distance(values, s.merged.data(), n);
+    place(chunk, k, bytes);
+  }
+}
+
+void Pass::run() {
+  std::vector<Scratch> scratch(static_cast<size_t>(std::min(omp_get_max_threads(), kMostThreads)));
+  run_parallel(static_cast<int64_t>(chunks_.size()), [&](int64_t i) {
+    const Chunk& chunk = chunks_[i];
+    const Item& item = items_[chunk.item];
+    Scratch& s = scratch[static_cast<size_t>(omp_get_thread_num())];
+    item.part == kCopied ? copy(item, chunk, sums(i), s) : merge(item, chunk, sums(i), s);
+    check_finite(i);
+  });
+}
+
+// A value that is not finite makes the sums so.
+void Pass::check_finite(size_t chunk) {
+  const double* first = sums(chunk).at;
+  if (std::all_of(first, first + stride(), [](double x) { return std::isfinite(x); })) return;
+  const Item& item = items_[chunks_[chunk].item];
+  check_values(item, item.where, *item.base, chunks_[chunk]);
+  for (size_t m = 0; m < item.tuned.size(); ++m)
+    check_values(item, job_.tuned[m].path, *item.tuned[m], chunks_[chunk]);
+  fail(Kind::input, Hint{"an alpha nearer to 0..1 changes less"},
+       "{}: tensor {}: a merged value is out of the range of {}", printable(item.where), item.name,
+       stored_type(item));
+}
+
+void Pass::check_values(const Item& item, const std::string& path, const StoredTensor& tensor,
+                        const Chunk& chunk) const {
+  std::vector<std::byte> bytes(static_cast<size_t>(bytes_of(tensor.dtype, chunk.count)));
+  std::vector<double> values(static_cast<size_t>(chunk.count));
+  tensor.read(bytes, static_cast<uint64_t>(bytes_of(tensor.dtype, chunk.first)));
+  widen(tensor.dtype, bytes.data(), values.data(), chunk.count);
+  for (int64_t i = 0; i < chunk.count; ++i)
+    if (!std::isfinite(values[i]))
+      fail(Kind::input, "{}: tensor {}: element {} is {} (expected finite values)", printable(path),
+           item.name, chunk.first + i, values[i]);
+}
+
+// What was written must be alpha times the difference away from the base, but for rounding.
+void Pass::check_change(size_t output, double change, double expected, double rounding,
+                        double difference) const {
+  const auto& [alpha, path] = job_.outputs[output];
+  if (change == 0 && (alpha != 0 || expected > 0))
+    fail(Kind::input, Hint{"was the right checkpoint given?"}, "{}: would be the base: {}",
+         printable(path),
+         difference == 0 ? "the tuned models do not differ from it" : "no change is left");
+  if (std::fabs(change - expected) > 1e-6 * expected + rounding)
+    fail(Kind::internal, "{}: |merged - base| is {}, should be {}", path, change, expected);
+}
+
+void Pass::fill(MergeReport& report) const {
+  const size_t outputs = writers_.size(), total = parts_.size();
+  for (const std::string& name : parts_)
+    report.parts.push_back({name, 0, 0, std::vector<double>(outputs)});
+  report.parts.push_back({"total", 0, 0, std::vector<double>(outputs)});
+  std::vector<double> expected(outputs), rounding(outputs);
+  for (size_t c = 0; c < chunks_.size(); ++c) {
+    const Item& item = items_[chunks_[c].item];
+    if (item.part == kCopied) continue;
+    const double* sums = &sums_[c * stride()];
+    for (size_t p : {item.part, total}) {
+      report.parts[p].base += sums[0];
+      report.parts[p].difference += sums[1];
+      for (size_t k = 0; k < outputs; ++k) report.parts[p].change[k] += sums[2 + 2 * k];
+    }
+    for (size_t k = 0; k < outputs; ++k) {
+      expected[k] += item.alphas[k] * item.alphas[k] * sums[1];
+      rounding[k] += sums[3 + 2 * k];
+    }
+  }
+  for (MergeReport::Part& part : report.parts) {
+    part.base = std::sqrt(part.base);
+    part.difference = std::sqrt(part.difference);
+    for (double& change : part.change) change = std::sqrt(change);
+  }
+  const MergeReport::Part& all = report.parts[total];
+  for (size_t k = 0; k < outputs; ++k) {
+    check_change(k, all.change[k], std::sqrt(expected[k]), std::sqrt(rounding[k]), all.difference);
+    report.ratio.push_back(all.difference > 0 ? all.change[k] / all.difference : 0);
+  }
+  for (const std::string& line : writers_[0]->dropped()) report.remarks.push_back(line);
+}
+
+void Pass::finish() {
+  for (const auto& writer : writers_) writer->finish();
+}
+
+void add_remarks(const StoredModel& model, std::vector<std::string>& remarks) {
+  for (const std::string& line : model.remarks)
+    remarks.push_back(fmt::format("{}: {}", printable(model.path), line));
+}
+
+}  // namespace
+
+MergeReport interpolate(MergeJob job) {
+  CHECK(!job.tuned.empty() && !job.outputs.empty(), "merge: {} tuned models, {} outputs",
+        job.tuned.size(), job.outputs.size());
+  for (const MergeJob::Output& output : job.outputs)
+    CHECK(format_of_name(output.path) == format_of_name(job.outputs[0].path),
+          "merge: outputs in two formats");
+  MergeReport report;
+  add_remarks(job.base, report.remarks);
+  for (const StoredModel& tuned : job.tuned) {
+    add_remarks(tuned, report.remarks);
+    check_same_architecture(job.base, tuned, report.remarks);
+  }
+  if (job.head) {
+    check_same_architecture(job.base, *job.head, report.remarks);
+    if (job.head->config.task.kind.empty())
+      fail(Kind::input, "{}: has no task head", printable(job.head->path));
+  }
+  check_patterns(job);
+  const std::vector<std::string> ids = ids_of(job);
+  report.base_id = ids[0];
+  report.tuned = sort_tuned(job, ids);
+  for (const StoredModel& tuned : job.tuned) check_base(tuned, report.base_id, job, report.remarks);
+
+  Pass pass(job, report);
+  pass.run();
+  pass.fill(report);
+  pass.finish();
+  return report;
+}
+
+}  // namespace sft
