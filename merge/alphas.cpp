@@ -95,9 +95,11 @@ std::vector<std::string> output_paths(const std::string& out, const std::string&
                                       std::span<const double> alphas) {
   std::string start = out, end = ending(out);
   if (out.empty() || is_folder_for_models(out)) {
-    start = out.empty() || out.ends_with('/') ? out : out + "/";
-    start += model_name(base);
-    for (size_t i = 0; i < tuned.size(); ++i) start += (i ? "+" : "-") + model_name(tuned[i]);
+    std::vector<std::string> names;
+    for (const std::string& path : tuned) names.push_back(model_name(path));
+    const bool slash = out.empty() || out.ends_with('/');
+    start =
+        fmt::format("{}{}{}-{}", out, slash ? "" : "/", model_name(base), fmt::join(names, "+"));
     end = ".gguf";
   } else if (alphas.size() == 1) {
     return {out};
@@ -105,7 +107,8 @@ std::vector<std::string> output_paths(const std::string& out, const std::string&
     start.resize(out.size() - end.size());
   }
   std::vector<std::string> paths;
-  for (double alpha : alphas) paths.push_back(start + "-a" + alpha_text(alpha) + end);
+  for (double alpha : alphas)
+    paths.push_back(fmt::format("{}-a{}{}", start, alpha_text(alpha), end));
   return paths;
 }
 

@@ -132,7 +132,8 @@ void check_base(const StoredModel& tuned, const std::string& base_id, const Merg
 // What must agree for tensors of two models to mean the same.
 std::map<std::string, MetadataValue> architecture(const Config& config) {
   std::map<std::string, MetadataValue> values;
-  for (const auto& [key, value] : metadata_from_config(config).entries()) {
+  const Metadata metadata = metadata_from_config(config);
+  for (const auto& [key, value] : metadata.entries()) {
     const bool here = key == "general.architecture" || key.starts_with(config.arch + ".");
     const bool free = key.starts_with(config.arch + ".train.") ||
                       key.starts_with(config.arch + ".pretrain.") ||
