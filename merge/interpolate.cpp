@@ -499,7 +499,8 @@ void Pass::fill(MergeReport& report) const {
   }
   const MergeReport::Part& all = report.parts[total];
   for (size_t k = 0; k < outputs; ++k) {
-    check_change(k, all.change[k], std::sqrt(expected[k]), std::sqrt(rounding[k]), all.difference);
+    const double lost = std::sqrt(rounding[k]) + 0x1p-52 * all.base;  // to the type, and in f64
+    check_change(k, all.change[k], std::sqrt(expected[k]), lost, all.difference);
     report.ratio.push_back(all.difference > 0 ? all.change[k] / all.difference : 0);
   }
   for (const std::string& line : writers_[0]->dropped()) report.remarks.push_back(line);

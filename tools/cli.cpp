@@ -133,7 +133,7 @@ void Cli::add(const std::string& names, Count count, Assign assign, const std::s
   if (!default_value.empty()) option->default_str(default_value);
   option->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   if (count == Count::some) {
-    option->expected(1, 1 << 20);
+    option->expected(1, 1 << 20)->allow_extra_args(true);
   } else {
     option->expected(1)->allow_extra_args(false);
   }

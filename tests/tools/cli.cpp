@@ -40,6 +40,21 @@ Error usage_error(std::vector<std::string> arguments) {
 
 }  // namespace
 
+TEST_CASE("cli: the last argument may take several, with options among them") {
+  std::string first;
+  std::vector<std::string> rest;
+  double alpha = 0;
+  Cli cli("sft-toy", {"a", "b", "--alpha", "0.5", "c", "d"});
+  cli.example("sft-toy a b");
+  cli.argument("FIRST", first, "one");
+  cli.argument("REST", rest, "one or more");
+  cli.option("--alpha", alpha, "how far");
+  cli.parse();
+  EXPECT(first == "a");
+  EXPECT(rest == std::vector<std::string>{"b", "c", "d"});
+  EXPECT(alpha == 0.5);
+}
+
 TEST_CASE("cli: options, arguments, defaults") {
   const Values v = parse({"in.gguf", "--alpha", "-0.5", "-o", "x", "--freeze", "conv.*", "--freeze",
                           "enc.0.*", "--math=bf16", "--force", "--seed", "7"});
