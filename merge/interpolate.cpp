@@ -15,11 +15,13 @@
 #include "engine/formats/numbers.h"
 #include "engine/glob.h"
 #include "merge/alphas.h"
+#include "merge/kernels.h"
 
 namespace sft {
 namespace {
 
 constexpr int64_t kChunk = 1 << 14;  // elements; whole blocks of q8_0
+constexpr int64_t kBlock = 1 << 10;  // elements; likewise
 constexpr int kMostThreads = 16;     // more only wait for the files
 constexpr size_t kCopied = SIZE_MAX;
 
@@ -49,14 +51,13 @@ void run_parallel(int64_t n, F&& f) {
 
 // ---- numbers
 
-void widen(Dtype dtype, const std::byte* from, double* to, int64_t count) {
+void to_f64(Dtype dtype, const std::byte* from, double* to, int64_t count) {
   if (dtype == Dtype::f64) {
     std::memcpy(to, from, static_cast<size_t>(count) * sizeof(double));
     return;
   }
   if (dtype == Dtype::f32) {
-    const auto* values = reinterpret_cast<const float*>(from);
-    for (int64_t i = 0; i < count; ++i) to[i] = values[i];
+    widen(reinterpret_cast<const float*>(from), to, count);
     return;
   }
   float values[kChunk];
@@ -74,14 +75,13 @@ float round_to_odd(double x) {
   return std::bit_cast<float>(bits | 1);
 }
 
-void narrow(const double* from, Dtype dtype, std::byte* to, int64_t count) {
+void from_f64(const double* from, Dtype dtype, std::byte* to, int64_t count) {
   if (dtype == Dtype::f64) {
     std::memcpy(to, from, static_cast<size_t>(count) * sizeof(double));
     return;
   }
   if (dtype == Dtype::f32) {
-    auto* values = reinterpret_cast<float*>(to);
-    for (int64_t i = 0; i < count; ++i) values[i] = static_cast<float>(from[i]);
+    narrow(from, reinterpret_cast<float*>(to), count);
     return;
   }
   float values[kChunk];
@@ -89,18 +89,10 @@ void narrow(const double* from, Dtype dtype, std::byte* to, int64_t count) {
   from_f32(values, dtype, to, count);
 }
 
-double square_sum(const double* x, int64_t count) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < count; ++i) sum += x[i] * x[i];
-  return sum;
-}
-
-double square_distance(const double* x, const double* y, int64_t count) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < count; ++i) sum += (x[i] - y[i]) * (x[i] - y[i]);
-  return sum;
+// f(first, count) for blocks whose values stay in the first-level cache.
+template <class F>
+void for_each_block(int64_t count, F&& f) {
+  for (int64_t first = 0; first < count; first += kBlock) f(first, std::min(kBlock, count - first));
 }
 
 // ---- before anything is written
@@ -276,10 +268,10 @@ class Pass {
   };
   struct Scratch {
     std::vector<std::byte> base, tuned, out;
-    std::vector<double> theta0, delta, merged, rounded;
-    Scratch() {
+    std::vector<double> theta0, delta;  // of a chunk
+    std::vector<double> exact, values;  // of a block: before rounding, and after
+    Scratch() : theta0(kChunk), delta(kChunk), exact(kBlock), values(kBlock) {
       for (auto* bytes : {&base, &tuned, &out}) bytes->resize(kChunk * sizeof(double));
-      for (auto* values : {&theta0, &delta, &merged, &rounded}) values->resize(kChunk);
     }
   };
 
@@ -291,8 +283,8 @@ class Pass {
   const std::byte* read(const StoredTensor& tensor, const Chunk& chunk, std::vector<std::byte>& to);
   void copy(const Item& item, const Chunk& chunk, Sums sums, Scratch& s);
   void merge(const Item& item, const Chunk& chunk, Sums sums, Scratch& s);
-  // The bytes of output `k` of a chunk; s.merged is what they stand for.
-  const std::byte* merged(const Item& item, const Chunk& chunk, size_t k, Scratch& s);
+  // The bytes of output `k` of a chunk.
+  const std::byte* merged(const Item& item, const Chunk& chunk, size_t k, Sums sums, Scratch& s);
   void place(const Chunk& chunk, size_t output, const std::byte* bytes);
   Dtype stored_type(const Item& item) const {
     return writers_[0]->tensors()[static_cast<size_t>(&item - items_.data())].dtype;
@@ -372,56 +364,59 @@ void Pass::place(const Chunk& chunk, size_t output, const std::byte* bytes) {
 
 void Pass::copy(const Item& item, const Chunk& chunk, Sums sums, Scratch& s) {
   const std::byte* bytes = read(*item.base, chunk, s.base);
-  widen(item.base->dtype, bytes, s.theta0.data(), chunk.count);
+  to_f64(item.base->dtype, bytes, s.theta0.data(), chunk.count);
   sums.base() = square_sum(s.theta0.data(), chunk.count);
   if (stored_type(item) != item.base->dtype) {
-    narrow(s.theta0.data(), stored_type(item), s.out.data(), chunk.count);
+    from_f64(s.theta0.data(), stored_type(item), s.out.data(), chunk.count);
     bytes = s.out.data();
   }
   for (size_t k = 0; k < writers_.size(); ++k) place(chunk, k, bytes);
 }
 
-const std::byte* Pass::merged(const Item& item, const Chunk& chunk, size_t k, Scratch& s) {
+const std::byte* Pass::merged(const Item& item, const Chunk& chunk, size_t k, Sums sums,
+                              Scratch& s) {
   const double alpha = item.alphas[k];
   const Dtype dtype = stored_type(item);
+  const StoredTensor& only = *item.tuned[0];
   const bool is_base = alpha == 0, is_tuned = alpha == 1 && item.tuned.size() == 1;
-  double* to = s.merged.data();
-  if (is_base) {
-    std::copy_n(s.theta0.data(), chunk.count, to);
-    if (dtype == item.base->dtype) return s.base.data();
-  } else if (is_tuned) {
-    widen(item.tuned[0]->dtype, s.tuned.data(), to, chunk.count);
-    if (dtype == item.tuned[0]->dtype) return s.tuned.data();
-  } else {
-    const double *theta0 = s.theta0.data(), *delta = s.delta.data();
-    for (int64_t i = 0; i < chunk.count; ++i)  // -0 stays -0
-      to[i] = delta[i] == 0 ? theta0[i] : theta0[i] + alpha * delta[i];
-  }
-  narrow(to, dtype, s.out.data(), chunk.count);
-  return s.out.data();
+  const std::byte* bytes = s.out.data();
+  if (is_base && dtype == item.base->dtype) bytes = s.base.data();
+  if (is_tuned && dtype == only.dtype) bytes = s.tuned.data();
+  for_each_block(chunk.count, [&](int64_t first, int64_t count) {
+    const double *theta0 = &s.theta0[first], *exact = s.exact.data();
+    if (is_base)
+      exact = theta0;
+    else if (is_tuned)
+      to_f64(only.dtype, s.tuned.data() + bytes_of(only.dtype, first), s.exact.data(), count);
+    else
+      step_from(theta0, &s.delta[first], alpha, s.exact.data(), count);
+    const int64_t at = bytes_of(dtype, first);
+    if (bytes == s.out.data()) from_f64(exact, dtype, s.out.data() + at, count);
+    to_f64(dtype, bytes + at, s.values.data(), count);
+    sums.change(k) += square_distance(s.values.data(), theta0, count);
+    sums.rounding(k) += square_distance(s.values.data(), exact, count);
+  });
+  return bytes;
 }
 
 void Pass::merge(const Item& item, const Chunk& chunk, Sums sums, Scratch& s) {
   const int64_t n = chunk.count;
-  double *theta0 = s.theta0.data(), *delta = s.delta.data(), *values = s.rounded.data();
-  widen(item.base->dtype, read(*item.base, chunk, s.base), theta0, n);
+  double *theta0 = s.theta0.data(), *delta = s.delta.data();
+  to_f64(item.base->dtype, read(*item.base, chunk, s.base), theta0, n);
   std::fill_n(delta, n, 0.0);
   for (const StoredTensor* tuned : item.tuned) {
-    widen(tuned->dtype, read(*tuned, chunk, s.tuned), values, n);
-    for (int64_t i = 0; i < n; ++i) delta[i] += values[i] - theta0[i];
+    const std::byte* bytes = read(*tuned, chunk, s.tuned);
+    for_each_block(n, [&](int64_t first, int64_t count) {
+      to_f64(tuned->dtype, bytes + bytes_of(tuned->dtype, first), s.values.data(), count);
+      add_difference(s.values.data(), theta0 + first, delta + first, count);
+    });
   }
   const auto models = static_cast<double>(item.tuned.size());
   if (models > 1)
     for (int64_t i = 0; i < n; ++i) delta[i] /= models;
   sums.base() = square_sum(theta0, n);
   sums.difference() = square_sum(delta, n);
-  for (size_t k = 0; k < writers_.size(); ++k) {
-    const std::byte* bytes = merged(item, chunk, k, s);
-    widen(stored_type(item), bytes, values, n);
-    sums.change(k) = square_distance(values, theta0, n);
-    sums.rounding(k) = square_distance(values, s.merged.data(), n);
-    place(chunk, k, bytes);
-  }
+  for (size_t k = 0; k < writers_.size(); ++k) place(chunk, k, merged(item, chunk, k, sums, s));
 }
 
 void Pass::run() {
@@ -453,7 +448,7 @@ void Pass::check_values(const Item& item, const std::string& path, const StoredT
   std::vector<std::byte> bytes(static_cast<size_t>(bytes_of(tensor.dtype, chunk.count)));
   std::vector<double> values(static_cast<size_t>(chunk.count));
   tensor.read(bytes, static_cast<uint64_t>(bytes_of(tensor.dtype, chunk.first)));
-  widen(tensor.dtype, bytes.data(), values.data(), chunk.count);
+  to_f64(tensor.dtype, bytes.data(), values.data(), chunk.count);
   for (int64_t i = 0; i < chunk.count; ++i)
     if (!std::isfinite(values[i]))
       fail(Kind::input, "{}: tensor {}: element {} is {} (expected finite values)", printable(path),

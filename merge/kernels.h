@@ -1,0 +1,19 @@
+// Loops over f64 values of a merge, compiled for each instruction set. Products and sums are never
+// contracted, so what is written has the same bits on every machine; sums of squares may differ in
+// their last bits.
+#pragma once
+
+#include <cstdint>
+
+namespace sft {
+
+void widen(const float* from, double* to, int64_t count);
+void narrow(const double* from, float* to, int64_t count);  // to nearest even
+// delta += theta - theta0
+void add_difference(const double* theta, const double* theta0, double* delta, int64_t count);
+// to = theta0 + alpha delta; theta0 itself (its sign too, if it is 0) where delta is 0
+void step_from(const double* theta0, const double* delta, double alpha, double* to, int64_t count);
+double square_sum(const double* x, int64_t count);
+double square_distance(const double* x, const double* y, int64_t count);
+
+}  // namespace sft
