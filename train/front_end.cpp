@@ -5,12 +5,21 @@
 
 namespace sft {
 
+namespace {
+
+bool convolutions_frozen(const Encoder& encoder) {
+  return std::all_of(encoder.conv.layers.begin(), encoder.conv.layers.end(),
+                     [](const ConvLayer& layer) { return !layer.weight.var.slot; });
+}
+
+}  // namespace
+
 FrontEnd::FrontEnd(const Encoder& encoder, AudioLoader& loader, std::vector<int64_t> samples,
-                   bool frozen, int64_t cache_bytes)
+                   int64_t cache_bytes)
     : encoder_(encoder),
       loader_(loader),
       samples_(std::move(samples)),
-      frozen_(frozen),
+      frozen_(convolutions_frozen(encoder)),
       cache_bytes_(cache_bytes),
       cache_(samples_.size()) {}
 

@@ -12,9 +12,9 @@ namespace sft {
 
 class FrontEnd {
  public:
-  // samples: of every row. frozen: the convolutions do not train; up to cache_bytes of their output
+  // samples: of every row. Where the convolutions do not train, up to cache_bytes of their output
   // are kept.
-  FrontEnd(const Encoder& encoder, AudioLoader& loader, std::vector<int64_t> samples, bool frozen,
+  FrontEnd(const Encoder& encoder, AudioLoader& loader, std::vector<int64_t> samples,
            int64_t cache_bytes);
 
   // Frames [T, conv width] of these rows, end to end. Batch and segments are good until the next

@@ -163,6 +163,7 @@ ConfigBuilder::ConfigBuilder(std::string_view task) {
   } else if (task == "pretrain") {
     config_.train.recipe = "full";
     config_.train.head_only = 0;
+    config_.model.layerdrop = -1;
     config_.train.freeze.clear();
     config_.optim = {
         .kind = "adamw", .lr = 5e-4, .beta2 = 0.98, .eps = 1e-6, .weight_decay = 0.01, .clip = 10};
@@ -238,9 +239,10 @@ RunConfig ConfigBuilder::finish() const {
                    c.model.input_dropout})
     require(p == -1 || (p >= 0 && p < 1),
             "model.*dropout is not in [0, 1), or -1 for the model file's");
-  require(
-      c.model.layerdrop >= 0 && c.model.layerdrop < 1 && c.head.dropout >= 0 && c.head.dropout < 1,
-      "a dropout is not in [0, 1)");
+  require((c.model.layerdrop == -1 && c.task.kind == "pretrain") ||
+              (c.model.layerdrop >= 0 && c.model.layerdrop < 1),
+          "model.layerdrop is not in [0, 1) (pre-training: or -1 for the model file's)");
+  require(c.head.dropout >= 0 && c.head.dropout < 1, "head.dropout is not in [0, 1)");
   require((c.batch.utterances > 0) != (c.batch.seconds > 0),
           "batch.utterances and batch.seconds exclude each other: give one");
   require(
@@ -248,6 +250,16 @@ RunConfig ConfigBuilder::finish() const {
       "data.min_seconds, .max_seconds or .max_bad is out of range");
   require(c.eval.every >= 1 && c.ckpt.keep >= 2 && c.ckpt.minutes > 0 && c.log.every >= 1,
           "eval.every, ckpt.keep (2 at least), ckpt.minutes or log.every is out of range");
+  require(c.pretrain.clusters >= 1 && c.pretrain.clusters <= 1'000'000,
+          "pretrain.clusters is not in 1..1e6");
+  require(share(c.pretrain.mask_prob) && c.pretrain.mask_length >= 1 &&
+              c.pretrain.mask_length <= 10'000,
+          "pretrain.mask_prob is not in [0, 1], or .mask_length not in 1..10000");
+  require(c.pretrain.temperature > 0 && c.pretrain.feature_penalty >= 0 &&
+              c.pretrain.feature_grad_mult >= 0,
+          "pretrain.temperature, .feature_penalty or .feature_grad_mult is out of range");
+  require(c.task.kind != "pretrain" || c.eval.select == "loss" || c.eval.select == "accuracy",
+          "eval.select is not loss or accuracy, the scores of pre-training");
   require(c.run.math == "exact", "run.math: this build computes with --math exact only");
   require(c.run.device == "cpu", "run.device: this build runs on the CPU only");
   return c;

@@ -32,7 +32,7 @@ struct RunConfig {
   struct {
     double dropout = -1, attention_dropout = -1, activation_dropout = -1,
            input_dropout = -1;  // -1: the model file's
-    double layerdrop = 0;
+    double layerdrop = 0;       // pre-training: -1, the model file's
   } model;
   struct {
     std::string manifest, label, split_column = "split";
@@ -51,7 +51,7 @@ struct RunConfig {
   } augment;
   struct {
     int64_t every = 2000;
-    std::string select = "wer";  // wer, cer, per, accuracy
+    std::string select = "wer";  // wer, cer, per, accuracy; pre-training: loss, accuracy
   } eval;
   struct {
     double minutes = 10;

@@ -83,7 +83,7 @@ Trainer::MemoryPlan Trainer::plan_memory(int64_t available) {
         acts_.rewind(0), scratch_.rewind(0);
         acts_.forget_peak(), scratch_.forget_peak();
         store_.forget_gradients();
-        objective_.begin_update(group);
+        objective_.begin_update(ctx_.rng, group);
         objective_.forward(tape_, piece);
         tape_.backward();
         tape_.clear();
@@ -129,7 +129,7 @@ Trainer::Outcome Trainer::update(int64_t u) {
         pieces.push_back(std::move(piece));
   }
   objective_.prefetch(update_batch(u + 1, 0));
-  objective_.begin_update(all);
+  objective_.begin_update(ctx_.rng, all);
   Outcome outcome;
   for (const Batch& piece : pieces) {
     acts_.rewind(0), scratch_.rewind(0);

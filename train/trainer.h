@@ -37,7 +37,7 @@ class Objective {
   virtual const std::vector<int64_t>& samples() const = 0;
   virtual void prefetch(const Batch& batch) = 0;
   // All utterances of the coming update, before its micro-batches: denominators are the update's.
-  virtual void begin_update(const Batch& all) = 0;
+  virtual void begin_update(const Rng& rng, const Batch& all) = 0;
   // Forward of one micro-batch: records it and marks its losses.
   virtual void forward(Tape& t, const Batch& batch) = 0;
   // Of the last forward: sum of weights times losses.

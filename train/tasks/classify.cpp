@@ -19,7 +19,7 @@ class ClassifyObjective : public FineTuneObjective {
         train_labels_(labels_of(train)),
         dev_labels_(labels_of(dev)) {}
 
-  void begin_update(const Batch& all) override { update_size_ = all.size(); }
+  void begin_update(const Rng&, const Batch& all) override { update_size_ = all.size(); }
 
   Scores evaluate(Context& ctx, const std::string& folder) override {
     std::vector<int32_t> guess(dev_labels_.size());

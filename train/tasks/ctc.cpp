@@ -60,7 +60,7 @@ class CtcObjective : public FineTuneObjective {
                const Split& train, const Split& dev, int decode_threads, int64_t cache_bytes)
       : FineTuneObjective(config, model, train, dev, decode_threads, cache_bytes), units_(units) {}
 
-  void begin_update(const Batch& all) override { update_size_ = all.size(); }
+  void begin_update(const Rng&, const Batch& all) override { update_size_ = all.size(); }
 
   Scores evaluate(Context& ctx, const std::string& folder) override {
     Decoded decoded(dev_split_, units_);

@@ -7,12 +7,6 @@
 
 namespace sft {
 
-std::vector<int64_t> Split::samples() const {
-  std::vector<int64_t> samples;
-  for (const CheckedRow& row : check.rows) samples.push_back(row.samples);
-  return samples;
-}
-
 int finetune_range(std::string_view name, const std::vector<std::string>& freeze) {
   for (const std::string& pattern : freeze)
     if (glob_match(pattern, name)) return -1;
@@ -27,24 +21,6 @@ std::vector<std::string> classes_of(const Manifest& manifest, std::string_view c
 }
 
 namespace {
-
-bool convolutions_frozen(const FineTuneModel& model) {
-  return std::all_of(model.encoder.conv.layers.begin(), model.encoder.conv.layers.end(),
-                     [](const ConvLayer& layer) { return !layer.weight.var.slot; });
-}
-
-// The model file's rates, where the configuration does not say otherwise.
-DropoutRates rates_of(const RunConfig& config, const Config& model) {
-  DropoutRates rates = training_rates(model);
-  const auto choose = [](double wanted, float& rate) {
-    if (wanted >= 0) rate = static_cast<float>(wanted);
-  };
-  choose(config.model.dropout, rates.hidden);
-  choose(config.model.attention_dropout, rates.attention);
-  choose(config.model.activation_dropout, rates.activation);
-  choose(config.model.input_dropout, rates.input);
-  return rates;
-}
 
 SpecAugment augment_of(const RunConfig& config) {
   const auto& a = config.augment;
@@ -69,10 +45,9 @@ FineTuneObjective::FineTuneObjective(const RunConfig& config, const FineTuneMode
       dev_split_(dev),
       train_loader_(train.manifest, decode_threads, kKeepAudio),
       dev_loader_(dev.manifest, decode_threads, kKeepAudio),
-      train_(model.encoder, train_loader_, train.samples(), convolutions_frozen(model),
-             cache_bytes),
-      dev_(model.encoder, dev_loader_, dev.samples(), convolutions_frozen(model), cache_bytes / 4),
-      rates_(rates_of(config, model.encoder.config)),
+      train_(model.encoder, train_loader_, train.samples(), cache_bytes),
+      dev_(model.encoder, dev_loader_, dev.samples(), cache_bytes / 4),
+      rates_(dropout_rates(config, model.encoder.config)),
       augment_(augment_of(config)) {}
 
 Var FineTuneObjective::logits(Tape& t, FrontEnd& front_end, const Batch& batch, bool training) {

@@ -8,9 +8,8 @@
 
 #include "engine/ops/spec_augment.h"
 #include "models/task_head.h"
-#include "train/data_check.h"
 #include "train/front_end.h"
-#include "train/trainer.h"
+#include "train/job.h"
 
 namespace sft {
 
@@ -23,14 +22,6 @@ struct FineTuneModel {
   void visit(V&& v) {
     encoder.visit(v), task.visit(v);
   }
-};
-
-// One split, checked: the rows that can be used, and what training needs to know of each.
-struct Split {
-  Manifest manifest;
-  DataCheck check;
-
-  std::vector<int64_t> samples() const;
 };
 
 // Where a parameter of fine-tuning trains: 0 the head, 1 the encoder, -1 not at all (what matches

@@ -1,0 +1,236 @@
+#include "train/pretrain/pretrain.h"
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "engine/audio/decode.h"
+#include "engine/audio/features.h"
+#include "engine/io/file.h"
+#include "engine/io/hash.h"
+#include "models/checkpoint.h"
+#include "models/encoder.h"
+#include "models/initialise.h"
+#include "tests/doctest.h"
+#include "tests/golden_signal.h"
+#include "tests/temporary_folder.h"
+#include "train/corpus.h"
+#include "train/pretrain/targets.h"
+
+using namespace sft;
+namespace fs = std::filesystem;
+
+namespace {
+
+Config tiny_config() {
+  Config c;
+  c.layers = 2, c.width = 32, c.ffn = 64, c.heads = 2;
+  c.conv_dims.assign(7, 16);
+  c.pos_kernel = 8, c.pos_groups = 2;
+  c.normalize = true;
+  c.pretrain.dim = 16;
+  c.train = {.dropout = 0, .attention_dropout = 0, .input_dropout = 0, .layerdrop = 0};
+  return c;
+}
+
+// A folder with a model (model.gguf) and a manifest of `rows` utterances of the built-in speech.
+struct Setup {
+  test::TemporaryFolder folder;
+  std::string model = folder / "model.gguf", manifest = folder / "speech.tsv";
+
+  explicit Setup(size_t rows) {
+    TensorMap tensors;
+    initialise_missing(tensors, backbone_tensors(tiny_config()), 1);
+    save_model(model, "gguf", tiny_config(), tensors);
+    std::ofstream out(manifest);
+    out << "id\tpath\tseconds\n";
+    const Manifest all = read_manifest(find_corpus("pretrain"));
+    for (size_t i = 0; i < rows; ++i) {
+      const Utterance& row = all.rows[i * all.rows.size() / rows];
+      out << row.id << "\t" << fs::absolute(row.file).string() << "\t" << row.seconds << "\n";
+    }
+  }
+
+  TrainJob job(const std::vector<std::string>& settings = {}) const {
+    ConfigBuilder builder("pretrain");
+    builder.set("data.manifest=" + manifest);
+    for (const char* setting : {"train.steps=10", "pretrain.clusters=8", "batch.seconds=4",
+                                "optim.lr=2e-3", "log.every=1", "pretrain.feature_grad_mult=1"})
+      builder.set(setting);
+    for (const std::string& setting : settings) builder.set(setting);
+    return {.model = model, .config = builder.finish(), .run = folder / "run"};
+  }
+  Split split() const {
+    return read_split(job(), read_manifest(manifest), "all", tiny_config(), {});
+  }
+};
+
+std::vector<std::byte> bytes_of_file(const std::string& path) {
+  const InputFile file(path);
+  const auto bytes = file.map();
+  return {bytes.begin(), bytes.end()};
+}
+
+// Squared distance to centroid k.
+double distance(const Targets& targets, const float* x, int64_t k) {
+  double sum = 0;
+  for (int64_t i = 0; i < targets.width; ++i) {
+    const double d = static_cast<double>(x[i]) - targets.centroids[k * targets.width + i];
+    sum += d * d;
+  }
+  return sum;
+}
+
+std::vector<nlohmann::json> metrics(const std::string& run) {
+  std::ifstream file(run + "/metrics.jsonl");
+  std::vector<nlohmann::json> lines;
+  for (std::string line; std::getline(file, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
+}
+
+}  // namespace
+
+TEST_CASE("pretrain: the target of frame t is the cluster of MFCC row 2t") {
+  const Setup setup(6);
+  const Split split = setup.split();
+  const auto source = feature_source("mfcc", "");
+  const Targets targets = make_targets(*source, split, split, tiny_config(),
+                                       {.clusters = 8, .fit_bytes = 300 * 4 * 39});
+  REQUIRE(targets.train.size() == 6);
+  EXPECT(targets.train == targets.dev);
+  const Mfcc39 mfcc;
+  for (size_t row = 0; row < 6; ++row) {
+    const std::vector<float> x = mfcc(load_audio(split.manifest.rows[row].file));
+    const std::vector<int32_t>& labels = targets.train[row];
+    REQUIRE(static_cast<int64_t>(labels.size()) == frames_of(split.check.rows[row].samples));
+    for (size_t t = 0; t < labels.size(); ++t)
+      for (int64_t k = 0; k < 8; ++k)
+        REQUIRE(distance(targets, &x[2 * t * 39], labels[t]) <=
+                distance(targets, &x[2 * t * 39], k) * (1 + 1e-5));
+  }
+  const Targets again = make_targets(*source, split, split, tiny_config(),
+                                     {.clusters = 8, .fit_bytes = 300 * 4 * 39});
+  EXPECT(again.centroids == targets.centroids);
+  EXPECT(again.train == targets.train);
+}
+
+TEST_CASE("pretrain: targets are kept whole, and only for the data they were made of") {
+  const Setup setup(4);
+  const Split split = setup.split();
+  const Targets made =
+      make_targets(*feature_source("mfcc", ""), split, split, tiny_config(), {.clusters = 5});
+  const std::string folder = setup.folder / "targets";
+  save_targets(folder, "mfcc", made);
+  const Targets kept = load_targets(folder, split, split, tiny_config());
+  EXPECT(kept.centroids == made.centroids);
+  EXPECT(kept.train == made.train);
+  EXPECT(kept.dev == made.dev);
+  Split fewer = split;
+  fewer.manifest.rows.pop_back(), fewer.check.rows.pop_back();
+  const Error e = test::error_of([&] { load_targets(folder, fewer, split, tiny_config()); });
+  EXPECT(e.kind == Kind::input);
+  EXPECT(e.message.find("labels.safetensors: train is") != std::string::npos);
+}
+
+TEST_CASE("pretrain: hidden:N are the teacher's states, each utterance as if alone") {
+  const Setup setup(5);
+  const Split split = setup.split();
+  const ModelFile file = open_model(setup.model);
+  Encoder encoder(file.config);
+  ParamStore store;
+  store.bind(param_requests(encoder), file.tensors, setup.model);
+  Arena acts, scratch;
+  Context ctx{.acts = acts, .scratch = scratch, .prepared = store.prepared()};
+  for (const int state : {0, 1, 2}) {
+    const auto source = feature_source(fmt::format("hidden:{}", state), setup.model);
+    AudioLoader loader(split.manifest, 1, 0);
+    uint32_t next = 0;
+    source->for_each(loader, split.samples(), [&](uint32_t row, Tensor x) {
+      REQUIRE(row == next++);
+      const std::vector<float> samples = load_audio(split.manifest.rows[row].file);
+      const auto length = static_cast<int32_t>(samples.size());
+      const int32_t utterance = 0;
+      WavePack pack;
+      pack.assign(file.config, {&length, 1}, {&utterance, 1});
+      acts.rewind(0);
+      Tape tape(ctx, false);
+      const Tensor wave = pack.wave(ctx);
+      pack.place(wave, 0, samples);
+      const Var frames = encoder.features(tape, wave, pack);
+      const Tensor alone =
+          encoder.encode(tape, frames, pack.frames(), {.keep_all = true}).states[state];
+      REQUIRE(alone.shape == x.shape);
+      EXPECT(test::relative_error(x.f32(), alone.f32(), alone.count()) < 1e-5);
+    });
+    EXPECT(next == 5);
+  }
+}
+
+TEST_CASE("pretrain: the loss falls, and hidden frames are told apart better than by chance") {
+  const Setup setup(12);
+  const TrainJob job = setup.job({"train.steps=150", "optim.lr=5e-3", "pretrain.mask_length=3"});
+  const TrainerReport report = pretrain(job);
+  EXPECT(report.step == 150);
+  EXPECT(report.skipped == 0);
+  double first = 0, last = 0, accuracy = 0;
+  for (const auto& line : metrics(job.run))
+    if (line.contains("dev.loss")) {
+      last = line.at("dev.loss"), accuracy = line.at("dev.accuracy");
+      if (first == 0) first = last;
+    }
+  // Eight clusters: ln 8 = 2.08 nats and 1/8 by chance; the run ends near 1.63 and 0.37.
+  EXPECT_MESSAGE(last < std::min(first, 1.9), fmt::format("loss {} -> {}", first, last));
+  EXPECT_MESSAGE(accuracy > 0.25, fmt::format("accuracy {}", accuracy));
+  const ModelFile best = open_model(job.run);
+  EXPECT(best.tensors.find("pretrain.label_emb").shape == Shape{12, 16});
+  EXPECT(best.tensors.find("pretrain.proj.weight").shape == Shape{16, 32});
+  const ModelFile base = open_model(setup.model);
+  EXPECT(best.config.provenance.string("sft.base.id") == model_id(base.tensors));
+  for (const char* name : {"conv.0.weight", "mask_emb", "enc.1.ffn.up.weight"}) {
+    const Tensor before = base.tensors.find(name), after = best.tensors.find(name);
+    EXPECT(test::relative_error(after.f32(), before.f32(), before.count()) > 1e-4);
+  }
+}
+
+TEST_CASE("pretrain: a resumed run keeps its targets and ends with the same bytes") {
+  const Setup setup(6);
+  TrainJob job = setup.job({"model.dropout=0.1", "model.layerdrop=0.3"});
+  job.run = setup.folder / "whole";
+  pretrain(job);
+  const std::string whole = job.run + "/ckpt/step-00000010/model.gguf";
+
+  job.run = setup.folder / "stopped";
+  job.progress = [](int64_t step, double, const std::string&) {
+    if (step == 5) throw std::runtime_error("killed");
+  };
+  DOCTEST_CHECK_THROWS_AS(pretrain(job), std::runtime_error);
+  const std::string labels = job.run + "/targets/labels.safetensors";
+  const auto written = fs::last_write_time(labels);
+  job.progress = [](int64_t, double, const std::string&) {};
+  job.resume = true;
+  EXPECT(pretrain(job).step == 10);
+  EXPECT(fs::last_write_time(labels) == written);
+  EXPECT(bytes_of_file(job.run + "/ckpt/step-00000010/model.gguf") == bytes_of_file(whole));
+  EXPECT(bytes_of_file(labels) == bytes_of_file(setup.folder / "whole/targets/labels.safetensors"));
+}
+
+TEST_CASE("pretrain: what cannot be done is said before a run is made") {
+  const Setup setup(3);
+  const auto fails = [&](const std::vector<std::string>& settings, Kind kind,
+                         const std::string& what) {
+    const Error e = test::error_of([&] { pretrain(setup.job(settings)); });
+    EXPECT(e.kind == kind);
+    EXPECT_MESSAGE(e.message.find(what) != std::string::npos, e.message);
+    EXPECT(!fs::exists(setup.folder / "run"));
+  };
+  fails({"pretrain.targets=fbank"}, Kind::usage, "fbank (expected mfcc, or hidden:N)");
+  fails({"pretrain.targets=hidden:"}, Kind::usage, "expected mfcc, or hidden:N");
+  fails({"pretrain.targets=hidden:-1"}, Kind::usage, "expected mfcc, or hidden:N");
+  fails({"pretrain.targets=hidden:3"}, Kind::usage, "has states 0 to 2");
+  fails({"pretrain.targets=hidden:1", "pretrain.teacher=nowhere.gguf"}, Kind::input,
+        "nowhere.gguf");
+  fails({"pretrain.clusters=100000"}, Kind::input, "rows of mfcc in all");
+  fails({"pretrain.temperature=0"}, Kind::usage, "pretrain.temperature");
+  fails({"eval.select=wer"}, Kind::usage, "eval.select");
+}

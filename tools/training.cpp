@@ -1,0 +1,84 @@
+#include "tools/training.h"
+
+#include <filesystem>
+
+#include "engine/cpu/isa.h"
+
+namespace sft {
+namespace {
+
+std::string default_output(const std::string& model, const std::string& task) {
+  namespace fs = std::filesystem;
+  fs::path path = fs::path(model).lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();
+  return "runs/" + path.stem().string() + "-" + task;
+}
+
+void print_report(const Cli& cli, const TrainJob& job, const TrainerReport& report) {
+  const std::string& score = job.config.eval.select;
+  if (cli.json())
+    fmt::print("{{\"run\":\"{}\",\"step\":{},\"best_step\":{},\"{}\":{:.6g},\"skipped\":{}}}\n",
+               job.run, report.step, report.best_step, score, report.best, report.skipped);
+  else
+    fmt::print("{}\tstep {}\tbest {} at step {}: {:.4f}\tskipped {}\n", job.run, report.step, score,
+               report.best_step, report.best, report.skipped);
+}
+
+}  // namespace
+
+void TrainingOptions::add_to(Cli& cli, const std::string& task) {
+  cli.argument("MODEL", model, "GGUF file, Hugging Face folder, safetensors file, or run");
+  cli.option("-o,--output", output, fmt::format("the run's folder (default: runs/MODEL-{})", task));
+  cli.option("--steps", steps, "updates (train.steps)");
+  cli.option("--config", config, "TOML file of keys");
+  cli.option("--set", settings, "KEY=VALUE, over the file");
+  cli.flag("--resume", resume, "go on with a run that was stopped");
+  cli.flag("--dry-run", dry_run, "check everything, write nothing");
+  cli.flag("--force", force, "begin anew where a run is already");
+  cli.flag("--print-config", print_config, "print every key, its value and where it is from");
+}
+
+void TrainingOptions::apply(const Cli& cli, ConfigBuilder& builder) const {
+  if (!config.empty()) builder.file(config);
+  for (const std::string& setting : settings) builder.set(setting);
+  if (steps) builder.set("train.steps", std::to_string(steps), "--steps");
+  if (cli.given("--seed")) builder.set("run.seed", std::to_string(cli.seed()), "--seed");
+  builder.set("run.threads", std::to_string(cli.threads()), "--threads");
+}
+
+void run_training(Cli& cli, const TrainingOptions& options, const ConfigBuilder& builder,
+                  const std::string& task,
+                  const std::function<TrainerReport(const TrainJob&)>& train) {
+  if (options.print_config) {
+    fmt::print("{}", builder.print());
+    return;
+  }
+  cpu::choose_isa();
+  install_stop_signals();
+  TrainJob job{.model = options.model,
+               .config = builder.finish(),
+               .run = options.output.empty() ? default_output(options.model, task) : options.output,
+               .resume = options.resume,
+               .force = options.force,
+               .dry_run = options.dry_run,
+               .command_line = cli.command_line()};
+  Progress line(cli);
+  std::string phase;
+  const auto enter = [&](const std::string& name, const char* unit) {
+    if (name != phase) line.phase(phase = name, unit);
+  };
+  job.say = [&](const std::string& text) { cli.say("{}", text); };
+  job.reading = [&](const char* what, int64_t done, int64_t total) {
+    enter(what, "utt");
+    line.update(static_cast<double>(done), static_cast<double>(total));
+  };
+  job.progress = [&](int64_t step, double, const std::string& fields) {
+    enter("train", "step");
+    line.update(static_cast<double>(step), static_cast<double>(job.config.train.steps), fields);
+  };
+  const TrainerReport report = train(job);
+  line.finish();
+  if (!options.dry_run) print_report(cli, job, report);
+}
+
+}  // namespace sft
