@@ -1,6 +1,7 @@
 #include "models/checkpoint.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <filesystem>
 #include <memory>
@@ -13,6 +14,7 @@
 #include "engine/nearest.h"
 #include "models/encoder.h"
 #include "models/huggingface.h"
+#include "models/task_head.h"
 
 namespace sft {
 namespace {
@@ -31,31 +33,77 @@ bool same_but_for_ones(const Shape& a, const Shape& b) {
   return squeezed(a) == squeezed(b);
 }
 
+void check_tensor(StoredModel& model, std::string_view name, const Shape& shape) {
+  const auto it = model.tensors.find(name);
+  if (it == model.tensors.end())
+    fail(Kind::input, "{}: tensor {} is missing (expected {})", printable(model.path), name, shape);
+  StoredTensor& tensor = it->second;
+  if (!is_real(tensor.dtype))
+    fail(Kind::input, "{}: tensor {} holds {} (expected real numbers)", printable(model.path), name,
+         tensor.dtype);
+  if (model.format == "gguf" && same_but_for_ones(tensor.shape, shape)) tensor.shape = shape;
+  if (tensor.shape != shape)
+    fail(Kind::input, "{}: tensor {} is {} (expected {})", printable(model.path), name,
+         tensor.shape, shape);
+}
+
+// The task head that the configuration tells of; learnt layer weights stand beside some heads.
+std::vector<TensorSpec> task_tensors(const StoredModel& model) {
+  if (model.config.task.kind.empty()) return {};
+  const bool weighted = model.tensors.contains("task.layer_weights");
+  NamedTaskHead head{TaskHead(model.config.task, model.config.width,
+                              weighted ? static_cast<int>(model.config.layers) + 1 : 0)};
+  return tensor_specs(head);
+}
+
+constexpr int64_t kAny = -1;
+struct PretrainTensor {
+  std::string_view name;
+  std::vector<int64_t> dims;  // kAny: not told by the configuration
+};
+
+std::vector<PretrainTensor> pretrain_tensors(const Config& c) {
+  const int64_t codes = c.pretrain.vq_groups * c.pretrain.vq_vars;
+  return {{"pretrain.proj.weight", {c.pretrain.dim, c.width}},
+          {"pretrain.proj.bias", {c.pretrain.dim}},
+          {"pretrain.label_emb", {kAny, c.pretrain.dim}},
+          {"pretrain.vq.codebook", {codes, kAny}},
+          {"pretrain.vq.proj.weight", {codes, c.conv_dims.back()}},
+          {"pretrain.vq.proj.bias", {codes}},
+          {"pretrain.vq_out.weight", {c.pretrain.dim, kAny}},
+          {"pretrain.vq_out.bias", {c.pretrain.dim}}};
+}
+
+// Shapes of the pre-training tensors there are: none of them is required.
+std::vector<TensorSpec> pretrain_tensors_of(const StoredModel& model) {
+  std::vector<TensorSpec> specs;
+  for (PretrainTensor& wanted : pretrain_tensors(model.config)) {
+    const auto it = model.tensors.find(wanted.name);
+    if (it == model.tensors.end()) continue;
+    const Shape& shape = it->second.shape;
+    for (size_t i = 0; i < wanted.dims.size(); ++i)
+      if (wanted.dims[i] == kAny && static_cast<int>(i) < shape.rank())
+        wanted.dims[i] = shape[static_cast<int>(i)];
+    specs.push_back({std::string(wanted.name), Shape(std::span<const int64_t>(wanted.dims))});
+  }
+  return specs;
+}
+
+// Every tensor that is asked for is there with its shape, and none that nobody knows.
 void check_tensors(StoredModel& model) {
-  std::set<std::string, std::less<>> known;
-  for (const TensorSpec& spec : backbone_tensors(model.config)) {
-    const auto it = model.tensors.find(spec.name);
-    if (it == model.tensors.end())
-      fail(Kind::input, "{}: tensor {} is missing (expected {})", model.path, spec.name,
-           spec.shape);
-    StoredTensor& tensor = it->second;
-    if (!is_real(tensor.dtype))
-      fail(Kind::input, "{}: tensor {} holds {} (expected real numbers)", model.path, spec.name,
-           tensor.dtype);
-    if (model.format == "gguf" && same_but_for_ones(tensor.shape, spec.shape))
-      tensor.shape = spec.shape;
-    if (tensor.shape != spec.shape)
-      fail(Kind::input, "{}: tensor {} is {} (expected {})", model.path, spec.name, tensor.shape,
-           spec.shape);
-    known.insert(spec.name);
-  }
-  for (const auto& [name, tensor] : model.tensors) {
-    if (!is_backbone(name) || known.contains(name)) continue;
-    const std::vector<std::string> names(known.begin(), known.end());
-    fail(Kind::input, Hint{did_you_mean(name, names)},
-         "{}: tensor {} {} is not one of this {} model", model.path, printable(name), tensor.shape,
-         model.config.arch);
-  }
+  std::vector<std::string> known;
+  for (const auto& specs :
+       {backbone_tensors(model.config), task_tensors(model), pretrain_tensors_of(model)})
+    for (const TensorSpec& spec : specs) {
+      check_tensor(model, spec.name, spec.shape);
+      known.push_back(spec.name);
+    }
+  const std::set<std::string_view> names(known.begin(), known.end());
+  for (const auto& [name, tensor] : model.tensors)
+    if (!names.contains(name))
+      fail(Kind::input, Hint{did_you_mean(name, known)},
+           "{}: tensor {} {} is not one that its configuration ({}) asks for",
+           printable(model.path), printable(name), tensor.shape, model.config.arch);
 }
 
 StoredModel open_file(const std::string& path) {
@@ -69,6 +117,7 @@ StoredModel open_file(const std::string& path) {
   StoredModel model{.path = path, .format = gguf ? "gguf" : "safetensors"};
   model.config = config_from_metadata(
       gguf ? file->metadata() : metadata_from_strings(file->metadata(), path), path);
+  model.in_file = static_cast<int64_t>(file->tensors().size());
   for (const TensorInfo& info : file->tensors())
     model.tensors[info.name] = {file, info, info.shape, info.dtype};
   return model;
@@ -127,7 +176,6 @@ StoredModel open_stored_model(const std::string& path) {
   StoredModel model;
   if (is_huggingface_folder(at)) {
     model = open_huggingface(at);
-    check_config(model.config, at);
   } else if (fs::is_directory(at)) {
     fail(Kind::input, "{}: this folder is no model (expected config.json, or a run)", path);
   } else {
@@ -141,13 +189,34 @@ StoredModel open_stored_model(const std::string& path) {
 
 ModelFile open_model(const std::string& path) {
   const StoredModel stored = open_stored_model(path);
-  ModelFile model{
-      .path = path, .format = stored.format, .config = stored.config, .remarks = stored.remarks};
+  ModelFile model{.path = path, .format = stored.format, .config = stored.config};
+  model.in_file = stored.in_file, model.remarks = stored.remarks;
   for (const auto& [name, tensor] : stored.tensors) {
     if (tensor.file) model.tensors.keep.push_back(tensor.file);
+    if (!tensor.file) ++model.made;
     model.tensors.tensors[name] = mapped(tensor, model.tensors);
   }
   return model;
+}
+
+int64_t parameter_count(const TensorMap& tensors) {
+  int64_t count = 0;
+  for (const auto& [name, tensor] : tensors.tensors)
+    if (is_backbone(name)) count += tensor.count();
+  return count;
+}
+
+std::string size_label(int64_t parameters) {
+  const auto n = static_cast<double>(parameters);
+  if (n >= 1e9) return fmt::format("{:.1f}B", n / 1e9);
+  return n >= 1e6 ? fmt::format("{:.0f}M", n / 1e6) : fmt::format("{:.0f}K", n / 1e3);
+}
+
+std::string loaded_text(const ModelFile& model, std::string_view id) {
+  const Config& c = model.config;
+  return fmt::format("loaded {}/{} tensors, {}, {} layers of {}, {} parameters, id {}",
+                     static_cast<int64_t>(model.tensors.tensors.size()) - model.made, model.in_file,
+                     c.arch, c.layers, c.width, size_label(parameter_count(model.tensors)), id);
 }
 
 std::vector<TensorSpec> backbone_tensors(const Config& config) {
@@ -219,17 +288,52 @@ std::string format_of_name(std::string_view path) {
   return "hf";
 }
 
+void check_model_destination(const std::string& path, std::string_view format, Existing existing) {
+  if (format != "hf") return check_destination(path, existing);
+  if (!fs::exists(path) || (fs::is_directory(path) && fs::is_empty(path))) return;
+  if (existing == Existing::refuse)
+    fail(Kind::usage, Hint{"--force replaces it"}, "{}: exists already", printable(path));
+  if (!is_huggingface_folder(path))
+    fail(Kind::usage, Hint{"name another folder, or remove this one"},
+         "{}: is not a model's folder, so it is not replaced", printable(path));
+}
+
+namespace {
+
+// What most of a file's values are, as ggml numbers it.
+int64_t file_type(const std::vector<TensorSpec>& tensors) {
+  const auto most = std::max_element(
+      tensors.begin(), tensors.end(),
+      [](const TensorSpec& a, const TensorSpec& b) { return a.shape.count() < b.shape.count(); });
+  if (most == tensors.end() || most->dtype == Dtype::f32) return 0;
+  return most->dtype == Dtype::f16 ? 1 : most->dtype == Dtype::q8_0 ? 7 : 32;
+}
+
+Config with_size_label(const Config& config, const std::vector<TensorSpec>& tensors) {
+  int64_t parameters = 0;
+  for (const TensorSpec& tensor : tensors)
+    if (is_backbone(tensor.name)) parameters += tensor.shape.count();
+  Config labelled = config;
+  labelled.provenance.set("general.size_label", size_label(parameters));
+  return labelled;
+}
+
+}  // namespace
+
 ModelWriter::ModelWriter(const std::string& path, std::string_view format, const Config& config,
                          std::vector<TensorSpec> tensors, Existing existing) {
+  check_model_destination(path, format, existing);
+  const Config labelled = with_size_label(config, tensors);
   if (format == "hf") {
-    HuggingFaceFolder hf = create_huggingface(path, config, tensors, existing);
+    HuggingFaceFolder hf = create_huggingface(path, labelled, tensors, existing);
     folder_ = std::move(hf.folder);
     writer_ = std::make_unique<TensorWriter>(std::move(hf.writer));
     tensors_ = std::move(hf.tensors);
     dropped_ = std::move(hf.dropped);
     return;
   }
-  const Metadata metadata = metadata_from_config(config);
+  Metadata metadata = metadata_from_config(labelled);
+  metadata.set("general.file_type", file_type(tensors));
   writer_ = std::make_unique<TensorWriter>(
       format == "gguf"
           ? create_gguf(path, metadata, std::move(tensors), existing)
@@ -263,14 +367,42 @@ std::vector<std::string> save_model(const std::string& path, std::string_view fo
   return writer.dropped();
 }
 
-void check_finite(const ModelFile& model) {
-  for (const auto& [name, tensor] : model.tensors.tensors) {
-    std::vector<float> values(tensor.count());
-    to_f32(tensor.dtype, static_cast<const std::byte*>(tensor.data), values.data(), tensor.count());
-    for (size_t i = 0; i < values.size(); ++i)
-      if (!std::isfinite(values[i]))
-        fail(Kind::input, "{}: tensor {}: element {} is {}", model.path, name, i, values[i]);
+namespace {
+
+// Position of the first that is not finite; count where all are.
+int64_t first_not_finite(const float* values, int64_t count) {
+  constexpr int64_t kBlock = 4096;
+  constexpr uint32_t kExponent = 0x7f800000;  // all of it set: infinite, or no number
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t end = std::min(count, begin + kBlock);
+    bool bad = false;
+    for (int64_t i = begin; i < end; ++i)
+      bad |= (std::bit_cast<uint32_t>(values[i]) & kExponent) == kExponent;
+    for (int64_t i = begin; bad && i < end; ++i)
+      if (!std::isfinite(values[i])) return i;
   }
+  return count;
+}
+
+void check_finite(const ModelFile& model, std::string_view name, const Tensor& tensor) {
+  std::vector<float> converted;
+  const float* values = static_cast<const float*>(tensor.data);
+  if (tensor.dtype != Dtype::f32) {
+    converted.resize(static_cast<size_t>(tensor.count()));
+    to_f32(tensor.dtype, static_cast<const std::byte*>(tensor.data), converted.data(),
+           tensor.count());
+    values = converted.data();
+  }
+  const int64_t at = first_not_finite(values, tensor.count());
+  if (at < tensor.count())
+    fail(Kind::input, "{}: tensor {}: element {} is {} (expected finite numbers)",
+         printable(model.path), name, at, values[at]);
+}
+
+}  // namespace
+
+void check_finite(const ModelFile& model) {
+  for (const auto& [name, tensor] : model.tensors.tensors) check_finite(model, name, tensor);
 }
 
 }  // namespace sft

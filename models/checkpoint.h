@@ -36,7 +36,8 @@ struct StoredModel {
   std::string format;  // gguf, hf, safetensors
   Config config;
   std::map<std::string, StoredTensor, std::less<>> tensors;  // docs/contract.md section 3
-  std::vector<std::string> remarks;
+  int64_t in_file = 0;               // tensors in the file, those that are not kept included
+  std::vector<std::string> remarks;  // what was dropped or made, or is not as one might expect
 };
 
 // A run stands for its best checkpoint; an unfinished run gives a remark.
@@ -46,12 +47,20 @@ struct ModelFile {
   std::string path;    // as it was given
   std::string format;  // gguf, hf, safetensors
   Config config;
-  TensorMap tensors;                 // names of docs/contract.md section 3; views into the file
-  std::vector<std::string> remarks;  // what was dropped, or is not as one might expect
+  TensorMap tensors;    // names of docs/contract.md section 3; views into the file
+  int64_t in_file = 0;  // tensors in the file, those that are not kept included
+  int64_t made = 0;     // tensors that are not in the file
+  std::vector<std::string> remarks;
 };
 
 // The same, with its tensors mapped.
 ModelFile open_model(const std::string& path);
+
+// "loaded 211/211 tensors, hubert, 12 layers of 768, 94M parameters, id 8c1f...": what a program
+// that read a model says of it.
+std::string loaded_text(const ModelFile& model, std::string_view id);
+int64_t parameter_count(const TensorMap& tensors);  // of the backbone
+std::string size_label(int64_t parameters);         // "94M", as in general.size_label
 
 // Names and shapes that a configuration asks for: the backbone, in the order in which we write.
 std::vector<TensorSpec> backbone_tensors(const Config& config);
@@ -66,6 +75,10 @@ std::string model_id(const StoredModel& model);
 // ending is a Hugging Face folder.
 std::string format_of_name(std::string_view path);
 
+// Throws Kind::usage if something is at `path` that a model may not replace: so that this is said
+// before any work. A folder is replaced only if it is a model's.
+void check_model_destination(const std::string& path, std::string_view format, Existing existing);
+
 // A model file of any container as it is being written; without finish() nothing is left of it.
 class ModelWriter {
  public:
@@ -75,7 +88,7 @@ class ModelWriter {
 
   // Those that the container can hold, under our names, in the order of the file.
   const std::vector<TensorSpec>& tensors() const { return tensors_; }
-  // What it cannot hold, one line each.
+  // What it cannot hold, or holds in its own way, one line each.
   const std::vector<std::string>& dropped() const { return dropped_; }
 
   // Bytes as stored of tensors()[tensor], from byte `first`; from several threads at once.

@@ -29,55 +29,93 @@ int64_t Config::frames(int64_t samples) const {
   return samples < receptive() ? 0 : (samples - receptive()) / hop() + 1;
 }
 
-void check_config(const Config& config, std::string_view where) {
-  const auto require = [&](bool ok, std::string_view what) {
-    if (!ok) fail(Kind::input, "{}: configuration: {}", where, what);
-  };
-  const auto size = [](int64_t n) { return n >= 1 && n <= 1 << 20; };
-  require(
-      config.arch == "hubert" || config.arch == "wav2vec2",
-      fmt::format("architecture {} is not one that this version runs (expected hubert or wav2vec2)",
-                  printable(config.arch)));
-  require(config.layers >= 1 && config.layers <= 64, "block_count is not in 1..64");
-  require(size(config.width) && size(config.ffn) && size(config.heads),
-          "a width is not in 1..2^20");
-  require(config.width % config.heads == 0,
-          "attention.head_count does not divide embedding_length");
-  require(config.norm_eps > 0 && config.norm_eps < 1,
-          "attention.layer_norm_epsilon is not in (0, 1)");
-  require(config.normalize_eps > 0 && config.normalize_eps < 1,
-          "input.normalize_eps is not in (0, 1)");
-  const size_t convs = config.conv_dims.size();
-  require(convs >= 1 && convs <= 16 && config.conv_kernels.size() == convs &&
-              config.conv_strides.size() == convs,
-          "conv.dims, conv.kernels and conv.strides are not lists of one length (1..16)");
-  for (size_t i = 0; i < convs; ++i) {
-    require(size(config.conv_dims[i]), "conv.dims has a value that is not in 1..2^20");
-    require(config.conv_strides[i] >= 1 && config.conv_kernels[i] >= config.conv_strides[i] &&
-                config.conv_kernels[i] <= 64,
-            "conv.kernels and conv.strides must be 1 <= stride <= kernel <= 64");
+namespace {
+
+bool is_size(int64_t n) { return n >= 1 && n <= 1 << 20; }
+
+// Throws the first thing that does not hold.
+struct Requirement {
+  std::string_view where;
+  void operator()(bool ok, std::string_view what) const {
+    if (!ok) fail(Kind::input, "{}: configuration: {}", printable(where), what);
   }
-  require(config.conv_norm == "group" || config.conv_norm == "layer",
-          "conv.norm is not group or layer");
-  require(config.pos_kernel >= 1 && config.pos_kernel <= 1024, "pos_conv.kernel is not in 1..1024");
-  require(config.pos_groups >= 1 && config.width % config.pos_groups == 0,
-          "pos_conv.groups does not divide embedding_length");
-  const auto& t = config.train;
+};
+
+void check_arch(const Requirement& require, std::string_view arch) {
+  require(arch == "hubert" || arch == "wav2vec2",
+          fmt::format("architecture {} (expected hubert or wav2vec2)", printable(arch)));
+}
+
+void check_convolutions(const Requirement& require, const Config& c) {
+  const size_t convs = c.conv_dims.size();
+  require(
+      convs >= 1 && convs <= 16 && c.conv_kernels.size() == convs && c.conv_strides.size() == convs,
+      "conv.dims, conv.kernels and conv.strides are not lists of one length (1..16)");
+  int64_t hop = 1;
+  for (size_t i = 0; i < convs; ++i) {
+    require(is_size(c.conv_dims[i]), "conv.dims has a value that is not in 1..2^20");
+    require(
+        c.conv_strides[i] >= 1 && c.conv_kernels[i] >= c.conv_strides[i] && c.conv_kernels[i] <= 64,
+        "conv.kernels and conv.strides: expected 1 <= stride <= kernel <= 64");
+    hop *= c.conv_strides[i];
+    require(hop <= 1 << 16, "conv.strides: their product is above 2^16");
+  }
+  require(c.conv_norm == "group" || c.conv_norm == "layer", "conv.norm is not group or layer");
+}
+
+void check_encoder(const Requirement& require, const Config& c) {
+  require(c.layers >= 1 && c.layers <= 64, "block_count is not in 1..64");
+  require(is_size(c.width) && is_size(c.ffn) && is_size(c.heads),
+          "embedding_length, feed_forward_length or attention.head_count is not in 1..2^20");
+  require(
+      c.width % c.heads == 0,
+      fmt::format("attention.head_count {} does not divide embedding_length {}", c.heads, c.width));
+  require(c.head_width() % 4 == 0 && c.head_width() <= 128,
+          fmt::format("heads are {} wide (expected a multiple of 4, at most 128)", c.head_width()));
+  require(c.norm_eps > 0 && c.norm_eps < 1, "attention.layer_norm_epsilon is not in (0, 1)");
+  require(c.normalize_eps > 0 && c.normalize_eps < 1, "input.normalize_eps is not in (0, 1)");
+  require(c.pos_kernel >= 1 && c.pos_kernel <= 1024, "pos_conv.kernel is not in 1..1024");
+  require(
+      c.pos_groups >= 1 && c.width % c.pos_groups == 0,
+      fmt::format("pos_conv.groups {} does not divide embedding_length {}", c.pos_groups, c.width));
+}
+
+void check_training(const Requirement& require, const Config& c) {
+  const auto& t = c.train;
   for (double p : {t.dropout, t.attention_dropout, t.activation_dropout, t.input_dropout,
                    t.feature_dropout, t.layerdrop})
     require(p >= 0 && p < 1, "a dropout is not in [0, 1)");
-  if (config.task.kind.empty()) return;
-  require(config.task.kind == "ctc" || config.task.kind == "classify",
-          "sft.task.kind is not ctc or classify");
-  require(config.task.head == "linear" || config.task.head == "projector" ||
-              config.task.head == "blstm" || config.task.head == "mean",
-          "sft.task.head is not linear, projector, blstm or mean");
-  require(size(config.task.width) && config.task.layers >= 1 && config.task.layers <= 16,
+  require(t.feature_grad_mult >= 0 && t.feature_grad_mult <= 1,
+          "train.feature_grad_mult is not in [0, 1]");
+  require(t.mask_prob >= 0 && t.mask_prob <= 1, "train.mask_prob is not in [0, 1]");
+  require(is_size(t.mask_length), "train.mask_length is not in 1..2^20");
+  require(is_size(c.pretrain.dim) && is_size(c.pretrain.vq_groups) && is_size(c.pretrain.vq_vars),
+          "a size of pretrain.* is not in 1..2^20");
+  require(c.pretrain.temp > 0 && c.pretrain.temp <= 1e3, "pretrain.temp is not in (0, 1000]");
+}
+
+void check_task(const Requirement& require, const Config::Task& task) {
+  if (task.kind.empty()) return;
+  require(task.kind == "ctc" || task.kind == "classify", "sft.task.kind is not ctc or classify");
+  const bool frames = task.head == "linear" || task.head == "projector" || task.head == "blstm";
+  require(task.kind == "ctc" ? frames : task.head == "mean",
+          "sft.task.head is not one of this kind (ctc: linear, projector, blstm; classify: mean)");
+  require(is_size(task.width) && task.layers >= 1 && task.layers <= 16,
           "sft.task.width or sft.task.layers is out of range");
-  require(!config.task.units.empty(), "sft.task.units is empty");
-  require(
-      config.task.blank >= 0 && config.task.blank < static_cast<int64_t>(config.task.units.size()),
-      "sft.task.blank is not one of the units");
+  require(!task.units.empty(), "sft.task.units is empty");
+  require(task.blank >= 0 && task.blank < static_cast<int64_t>(task.units.size()),
+          "sft.task.blank is not one of the units");
+}
+
+}  // namespace
+
+void check_config(const Config& config, std::string_view where) {
+  const Requirement require{where};
+  check_arch(require, config.arch);
+  check_encoder(require, config);
+  check_convolutions(require, config);
+  check_training(require, config);
+  check_task(require, config.task);
 }
 
 namespace {
@@ -186,6 +224,13 @@ Config tiny() {
   return c;
 }
 
+// Says nothing of the model itself; general.architecture is a member of its own.
+bool of_container(std::string_view key) {
+  constexpr std::string_view kKeys[] = {"general.architecture", "general.file_type",
+                                        "general.alignment", "general.quantization_version"};
+  return std::find(std::begin(kKeys), std::end(kKeys), key) != std::end(kKeys);
+}
+
 const std::map<std::string, Config, std::less<>>& presets() {
   static const auto table = [] {
     std::map<std::string, Config, std::less<>> t;
@@ -209,20 +254,28 @@ const std::map<std::string, Config, std::less<>>& presets() {
 
 }  // namespace
 
+namespace {
+
+[[noreturn]] void unknown_key(std::string_view key, const std::set<std::string, std::less<>>& known,
+                              std::string_view where) {
+  const std::vector<std::string> names(known.begin(), known.end());
+  fail(Kind::input, Hint{did_you_mean(key, names)}, "{}: key {} is not known", printable(where),
+       printable(key));
+}
+
+}  // namespace
+
 Config config_from_metadata(const Metadata& metadata, std::string_view where) {
   Config config;
   config.arch = metadata.string("general.architecture");
+  check_arch(Requirement{where}, config.arch);
   Fields fields(config, &metadata, nullptr);
   fields.all();
   config.provenance = Metadata(std::string(where));
   for (const auto& [key, value] : metadata.entries()) {
-    const bool ours = key.starts_with(config.arch + ".") || key.starts_with("sft.task.");
-    if (fields.keys().contains(key) || key == "general.architecture") continue;
-    if (ours)
-      fail(Kind::input,
-           Hint{did_you_mean(key,
-                             std::vector<std::string>(fields.keys().begin(), fields.keys().end()))},
-           "{}: key {} is not known", where, printable(key));
+    if (fields.keys().contains(key) || of_container(key)) continue;
+    if (key.starts_with(config.arch + ".") || key.starts_with("sft.task."))
+      unknown_key(key, fields.keys(), where);
     config.provenance.set(key, value);
   }
   check_config(config, where);
@@ -234,43 +287,61 @@ Metadata metadata_from_config(const Config& config) {
   metadata.set("general.architecture", config.arch);
   Config copy = config;
   Fields(copy, nullptr, &metadata).all();
-  for (const auto& [key, value] : config.provenance.entries()) metadata.set(key, value);
+  // In the order of their names, so that every way through other containers gives the same bytes.
+  std::map<std::string_view, const MetadataValue*> others;
+  for (const auto& [key, value] : config.provenance.entries()) others[key] = &value;
+  for (const auto& [key, value] : others) metadata.set(std::string(key), *value);
   return metadata;
+}
+
+namespace {
+
+using Json = nlohmann::json;
+
+template <class Is>
+bool all_of(const Json& list, Is is) {
+  return std::all_of(list.begin(), list.end(), is);
+}
+
+}  // namespace
+
+std::string value_to_json(const MetadataValue& value) {
+  return std::visit(
+      [](const auto& v) { return Json(v).dump(-1, ' ', false, Json::error_handler_t::replace); },
+      value);
+}
+
+MetadataValue value_from_json(std::string_view text, std::string_view where, std::string_view key) {
+  const Json json = Json::parse(text, nullptr, false);
+  if (json.is_boolean()) return json.get<bool>();
+  if (json.is_number_unsigned()) return json.get<uint64_t>();
+  if (json.is_number_integer()) return json.get<int64_t>();
+  if (json.is_number()) return json.get<double>();
+  if (json.is_string()) return json.get<std::string>();
+  if (json.is_array()) {
+    if (all_of(json, [](const Json& x) { return x.is_string(); }))
+      return json.get<std::vector<std::string>>();
+    if (all_of(json, [](const Json& x) { return x.is_number_integer(); }))
+      return json.get<std::vector<int64_t>>();
+    if (all_of(json, [](const Json& x) { return x.is_number(); }))
+      return json.get<std::vector<double>>();
+  }
+  fail(Kind::input, "{}: {} is {} (expected a number, a string, true or false, or a list)",
+       printable(where), printable(key), printable(text, 60));
 }
 
 Metadata metadata_to_strings(const Metadata& metadata) {
   Metadata strings;
   strings.set(std::string(kFormatNote), std::string("1"));
-  for (const auto& [key, value] : metadata.entries())
-    std::visit([&](const auto& v) { strings.set(key, nlohmann::json(v).dump()); }, value);
+  for (const auto& [key, value] : metadata.entries()) strings.set(key, value_to_json(value));
   return strings;
 }
 
 Metadata metadata_from_strings(const Metadata& strings, std::string_view where) {
-  using Json = nlohmann::json;
   Metadata metadata{std::string(where)};
   for (const auto& [key, value] : strings.entries()) {
     if (key == kFormatNote || key == "format") continue;
-    const auto* text = std::get_if<std::string>(&value);
-    const Json json = Json::parse(text ? *text : "", nullptr, false);
-    const bool array = json.is_array() && !json.empty();
-    const auto all = [&](auto is) { return array && std::all_of(json.begin(), json.end(), is); };
-    if (json.is_boolean())
-      metadata.set(key, json.get<bool>());
-    else if (json.is_number_integer())
-      metadata.set(key, json.get<int64_t>());
-    else if (json.is_number())
-      metadata.set(key, json.get<double>());
-    else if (json.is_string())
-      metadata.set(key, json.get<std::string>());
-    else if (all([](const Json& x) { return x.is_number_integer(); }))
-      metadata.set(key, json.get<std::vector<int64_t>>());
-    else if (all([](const Json& x) { return x.is_number(); }))
-      metadata.set(key, json.get<std::vector<double>>());
-    else if (all([](const Json& x) { return x.is_string(); }))
-      metadata.set(key, json.get<std::vector<std::string>>());
-    else
-      fail(Kind::input, "{}: metadata {} is not a value of ours", where, printable(key));
+    metadata.set(key, value_from_json(strings.string(key), where, key));
   }
   return metadata;
 }

@@ -52,7 +52,8 @@ struct Config {
   } task;
 
   // Everything else a model file says of itself: general.*, sft.base.id, sft.merge.*, sft.train.*,
-  // sft.source.*. Kept through every conversion.
+  // sft.source.*. Kept through every conversion, except what describes the container alone
+  // (general.file_type, general.alignment, general.quantization_version).
   Metadata provenance = Metadata("metadata");
 
   int64_t head_width() const { return width / heads; }
@@ -67,6 +68,11 @@ void check_config(const Config& config, std::string_view where);
 
 Config config_from_metadata(const Metadata& metadata, std::string_view where);
 Metadata metadata_from_config(const Config& config);
+
+// A value as JSON text, and back: a list without elements comes back as one of strings.
+std::string value_to_json(const MetadataValue& value);
+// Kind::input naming `key` if the text is no JSON, or of a type that metadata do not have.
+MetadataValue value_from_json(std::string_view json, std::string_view where, std::string_view key);
 
 // For containers whose metadata are strings (safetensors): every value as JSON, and a note that
 // says so under kFormatNote.

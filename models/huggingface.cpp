@@ -15,6 +15,8 @@ namespace {
 
 using Json = nlohmann::json;
 
+constexpr const char* kOurKeys = "sft";  // of config.json: what transformers has no keys for
+
 struct Spelling {
   std::string_view ours, theirs;  // '#' is a number
   bool write = true;              // the spelling that we write
@@ -103,8 +105,8 @@ std::string backbone_prefix(const TensorFile& file) {
     if (tensor.name.ends_with(kMarker))
       prefixes.push_back(tensor.name.substr(0, tensor.name.size() - kMarker.size()));
   if (prefixes.size() != 1)
-    fail(Kind::input, "{}: {} tensors end with {} (expected one: a single encoder)", file.path(),
-         prefixes.size(), kMarker);
+    fail(Kind::input, "{}: {} tensors end with {} (expected one: a single encoder)",
+         printable(file.path()), prefixes.size(), kMarker);
   return prefixes[0];
 }
 
@@ -127,10 +129,8 @@ Shape their_shape(std::string_view name, const Shape& shape) {
 // config.json, with null meaning absent.
 class Fields {
  public:
-  Fields(const std::string& path) : path_(path) {
-    json_ = Json::parse(read_text(path), nullptr, false);
-    if (json_.is_discarded() || !json_.is_object())
-      fail(Kind::input, "{}: not a JSON object", path_);
+  Fields(std::string path, Json json) : path_(std::move(path)), json_(std::move(json)) {
+    if (!json_.is_object()) fail(Kind::input, "{}: not a JSON object", printable(path_));
   }
   bool has(const char* key) const { return json_.contains(key) && !json_[key].is_null(); }
   template <class T>
@@ -149,65 +149,124 @@ class Fields {
     else
       ok = v.is_array() &&
            std::all_of(v.begin(), v.end(), [](const Json& x) { return x.is_number_integer(); });
-    if (!ok) fail(Kind::input, "{}: {} has an unexpected type", path_, key);
+    if (!ok)
+      fail(Kind::input, "{}: {} is {} (expected {})", printable(path_), key,
+           printable(v.dump(-1, ' ', false, Json::error_handler_t::replace), 60), wanted<T>());
     to = v.get<T>();
   }
   const std::string& path() const { return path_; }
+  const Json& json() const { return json_; }
 
  private:
+  template <class T>
+  static std::string_view wanted() {
+    if constexpr (std::is_same_v<T, bool>) return "true or false";
+    if constexpr (std::is_same_v<T, int64_t>) return "an integer";
+    if constexpr (std::is_same_v<T, double>) return "a number";
+    if constexpr (std::is_same_v<T, std::string>) return "a string";
+    return "a list of integers";
+  }
   std::string path_;
   Json json_;
 };
 
-Config read_config(const std::string& folder) {
-  const Fields f(folder + "/config.json");
-  Config c;
-  std::string type;
-  f.get("model_type", type);
-  if (type != "hubert" && type != "wav2vec2")
-    fail(Kind::input, "{}: model_type is {} (expected hubert or wav2vec2)", f.path(),
-         printable(type));
-  c.arch = type;
+Fields read_fields(const std::string& path) {
+  return Fields(path, Json::parse(read_text(path), nullptr, false));
+}
+
+// What we do not compute: a file that asks for it is not one of ours.
+void refuse_variants(const Fields& f) {
   for (const char* key : {"hidden_act", "feat_extract_activation"}) {
     std::string activation = "gelu";
     f.get(key, activation);
     if (activation != "gelu")
-      fail(Kind::input, "{}: {} is {} (expected gelu)", f.path(), key, printable(activation));
+      fail(Kind::input, "{}: {} is {} (expected gelu)", printable(f.path()), key,
+           printable(activation));
   }
-  bool batch_norm = false;
-  f.get("conv_pos_batch_norm", batch_norm);
-  if (batch_norm)
-    fail(Kind::input,
-         "{}: conv_pos_batch_norm: positional convolutions with batch norm are not supported",
-         f.path());
-  f.get("num_hidden_layers", c.layers), f.get("hidden_size", c.width);
-  f.get("intermediate_size", c.ffn), f.get("num_attention_heads", c.heads);
-  f.get("layer_norm_eps", c.norm_eps), f.get("do_stable_layer_norm", c.pre_norm);
-  f.get("conv_dim", c.conv_dims), f.get("conv_kernel", c.conv_kernels);
-  f.get("conv_stride", c.conv_strides), f.get("conv_bias", c.conv_bias);
-  f.get("feat_extract_norm", c.conv_norm), f.get("feat_proj_layer_norm", c.feat_norm);
-  f.get("num_conv_pos_embeddings", c.pos_kernel),
-      f.get("num_conv_pos_embedding_groups", c.pos_groups);
-  f.get("hidden_dropout", c.train.dropout), f.get("attention_dropout", c.train.attention_dropout);
-  c.train.activation_dropout = 0.1;  // the class's default
-  f.get("activation_dropout", c.train.activation_dropout);
-  c.train.input_dropout = 0;
-  f.get("feat_proj_dropout", c.train.input_dropout),
-      f.get("feat_quantizer_dropout", c.train.feature_dropout);
-  c.train.layerdrop = 0.1;
-  f.get("layerdrop", c.train.layerdrop);
-  f.get("proj_codevector_dim", c.pretrain.dim),
-      f.get("contrastive_logits_temperature", c.pretrain.temp);
-  f.get("num_codevector_groups", c.pretrain.vq_groups),
-      f.get("num_codevectors_per_group", c.pretrain.vq_vars);
-  c.normalize_eps = 1e-7;
-  c.normalize = false;
-  const std::string preprocessor = folder + "/preprocessor_config.json";
-  if (std::filesystem::exists(preprocessor)) {
-    c.normalize = true;  // the class's default
-    Fields(preprocessor).get("do_normalize", c.normalize);
+  for (const char* key : {"conv_pos_batch_norm", "add_adapter"}) {
+    bool on = false;
+    f.get(key, on);
+    if (on) fail(Kind::input, "{}: {} is true (expected false)", printable(f.path()), key);
   }
+}
+
+Config architecture(const Fields& f) {
+  Config c;
+  std::string type;
+  f.get("model_type", type);
+  if (type != "hubert" && type != "wav2vec2")
+    fail(Kind::input, "{}: model_type is {} (expected hubert or wav2vec2)", printable(f.path()),
+         type.empty() ? "missing" : printable(type));
+  c.arch = type;
+  f.get("num_hidden_layers", c.layers);
+  f.get("hidden_size", c.width);
+  f.get("intermediate_size", c.ffn);
+  f.get("num_attention_heads", c.heads);
+  f.get("layer_norm_eps", c.norm_eps);
+  f.get("do_stable_layer_norm", c.pre_norm);
+  f.get("conv_dim", c.conv_dims);
+  f.get("conv_kernel", c.conv_kernels);
+  f.get("conv_stride", c.conv_strides);
+  auto convolutions = static_cast<int64_t>(c.conv_dims.size());
+  f.get("num_feat_extract_layers", convolutions);
+  if (convolutions != static_cast<int64_t>(c.conv_dims.size()))
+    fail(Kind::input, "{}: num_feat_extract_layers is {}, but conv_dim has {}", printable(f.path()),
+         convolutions, c.conv_dims.size());
+  f.get("conv_bias", c.conv_bias);
+  f.get("feat_extract_norm", c.conv_norm);
+  f.get("feat_proj_layer_norm", c.feat_norm);
+  f.get("num_conv_pos_embeddings", c.pos_kernel);
+  f.get("num_conv_pos_embedding_groups", c.pos_groups);
   return c;
+}
+
+// Defaults are those of HubertConfig and Wav2Vec2Config.
+void read_training(const Fields& f, Config& c) {
+  auto& t = c.train;
+  t.activation_dropout = 0.1, t.input_dropout = 0, t.feature_dropout = 0, t.layerdrop = 0.1;
+  f.get("hidden_dropout", t.dropout);
+  f.get("attention_dropout", t.attention_dropout);
+  f.get("activation_dropout", t.activation_dropout);
+  f.get("feat_proj_dropout", t.input_dropout);
+  f.get("feat_quantizer_dropout", t.feature_dropout);
+  f.get("layerdrop", t.layerdrop);
+  f.get("proj_codevector_dim", c.pretrain.dim);
+  f.get("contrastive_logits_temperature", c.pretrain.temp);
+  f.get("num_codevector_groups", c.pretrain.vq_groups);
+  f.get("num_codevectors_per_group", c.pretrain.vq_vars);
+}
+
+// What a folder that we wrote says beyond transformers' own keys.
+Config with_our_keys(const Config& config, const Fields& f) {
+  if (!f.has(kOurKeys)) return config;
+  if (!f.json()[kOurKeys].is_object())
+    fail(Kind::input, "{}: {} is not an object", printable(f.path()), kOurKeys);
+  Metadata metadata = metadata_from_config(config);
+  for (const auto& [key, value] : f.json()[kOurKeys].items())
+    if (key != "general.architecture")
+      metadata.set(key, value_from_json(value.dump(-1, ' ', false, Json::error_handler_t::replace),
+                                        f.path(), key));
+  return config_from_metadata(metadata, f.path());
+}
+
+// preprocessor: null where the folder has none.
+Config config_of(const Fields& f, const Fields* preprocessor) {
+  refuse_variants(f);
+  Config c = architecture(f);
+  read_training(f, c);
+  c.normalize_eps = 1e-7;                 // Wav2Vec2FeatureExtractor's
+  c.normalize = preprocessor != nullptr;  // do_normalize is true where it is not given
+  if (preprocessor) preprocessor->get("do_normalize", c.normalize);
+  check_config(c, f.path());
+  return with_our_keys(c, f);
+}
+
+Config read_config(const std::string& folder) {
+  const Fields f = read_fields(folder + "/config.json");
+  const std::string preprocessor = folder + "/preprocessor_config.json";
+  if (!std::filesystem::exists(preprocessor)) return config_of(f, nullptr);
+  const Fields p = read_fields(preprocessor);
+  return config_of(f, &p);
 }
 
 std::string weights_file(const std::string& folder) {
@@ -215,7 +274,7 @@ std::string weights_file(const std::string& folder) {
     if (std::filesystem::exists(folder + name)) return folder + name;
   fail(Kind::input,
        Hint{"weights in pytorch_model.bin are not read; save the model with safe_serialization"},
-       "{}: no model.safetensors and no model.safetensors.index.json", folder);
+       "{}: no model.safetensors and no model.safetensors.index.json", printable(folder));
 }
 
 // Tensors that belong to heads which we neither need nor keep.
@@ -238,29 +297,55 @@ bool is_huggingface_folder(const std::string& path) {
   return std::filesystem::is_directory(path) && std::filesystem::exists(path + "/config.json");
 }
 
+namespace {
+
+std::string base_name(const std::string& path) {
+  const auto normal = (std::filesystem::path(path) / ".").lexically_normal();
+  return normal.parent_path().filename().string();
+}
+
+// Our name of a tensor; empty: it belongs to a head that is not kept.
+std::string name_of(const std::string& path, const TensorInfo& info, std::string_view prefix,
+                    const Config& config) {
+  std::string name;
+  if (info.name.starts_with(prefix))
+    name = name_from_huggingface(std::string_view(info.name).substr(prefix.size()));
+  if (name.empty() && config.arch == "wav2vec2") name = translate(kHeads, info.name, false);
+  if (name.empty() && !ignorable(info.name))
+    fail(Kind::input, "{}: tensor {} {} is not one of a {} model", printable(path),
+         printable(info.name), info.shape, config.arch);
+  return name;
+}
+
+// Adds a tensor under our name, or says that it is dropped.
+void add_tensor(StoredModel& model, const std::shared_ptr<TensorFile>& file, const TensorInfo& info,
+                std::string_view prefix) {
+  const std::string name = name_of(model.path, info, prefix, model.config);
+  if (name.empty()) {
+    model.remarks.push_back(
+        fmt::format("{} {}: a head, not kept", printable(info.name), info.shape));
+    return;
+  }
+  if (model.tensors.contains(name))
+    fail(Kind::input, "{}: tensor {} is there twice, in two spellings", printable(model.path),
+         name);
+  model.tensors[name] = {file, info, our_shape(name, info.shape), info.dtype};
+}
+
+}  // namespace
+
 StoredModel open_huggingface(const std::string& path) {
   StoredModel model{.path = path, .format = "hf", .config = read_config(path)};
-  const auto file = std::make_shared<TensorFile>(open_tensor_file(weights_file(path)));
-  const std::string prefix = backbone_prefix(*file);
-  const bool heads = model.config.arch == "wav2vec2";
-  for (const TensorInfo& info : file->tensors()) {
-    const bool inside = info.name.starts_with(prefix);
-    std::string name =
-        inside ? name_from_huggingface(std::string_view(info.name).substr(prefix.size())) : "";
-    if (name.empty() && heads) name = translate(kHeads, info.name, false);
-    if (name.empty()) {
-      if (!ignorable(info.name))
-        fail(Kind::input, "{}: tensor {} is not one of a {} model", path, printable(info.name),
-             model.config.arch);
-      model.remarks.push_back(
-          fmt::format("{} {}: a head, not kept", printable(info.name), info.shape));
-      continue;
-    }
-    if (model.tensors.contains(name))
-      fail(Kind::input, "{}: tensor {} is there twice, in two spellings", path, name);
-    model.tensors[name] = {file, info, our_shape(name, info.shape), info.dtype};
+  Metadata& provenance = model.config.provenance;
+  if (!provenance.has("general.name")) provenance.set("general.name", base_name(path));
+  if (!provenance.has("sft.source.format")) {
+    provenance.set("sft.source.format", std::string("hf"));
+    provenance.set("sft.source.name", base_name(path));
   }
-  model.config.conv_bias = model.tensors.contains("conv.0.bias");  // the tensors decide
+  const auto file = std::make_shared<TensorFile>(open_tensor_file(weights_file(path)));
+  model.in_file = static_cast<int64_t>(file->tensors().size());
+  const std::string prefix = backbone_prefix(*file);
+  for (const TensorInfo& info : file->tensors()) add_tensor(model, file, info, prefix);
   if (!model.tensors.contains("mask_emb")) {  // absent where both mask probabilities were 0
     model.tensors["mask_emb"] = {nullptr, {}, {model.config.width}, Dtype::f32};
     model.remarks.push_back(
@@ -289,14 +374,16 @@ std::string their_name(std::string_view name, bool pretraining) {
   return pretraining ? translate(kHeads, name, true) : "";
 }
 
+// Wav2Vec2ForPreTraining has all four heads, or transformers would make the missing ones up.
+bool has_pretraining_heads(const Config& config, const std::vector<TensorSpec>& tensors) {
+  return config.arch == "wav2vec2" &&
+         std::all_of(kHeads.begin(), kHeads.end(),
+                     [&](const Spelling& s) { return has(tensors, fill(s.ours, "", "weight")); });
+}
+
 Json config_json(const Config& config, bool pretraining, Dtype dtype) {
-  const bool hubert = config.arch == "hubert";
   Json json = {
       {"model_type", config.arch},
-      {"architectures",
-       {hubert        ? "HubertModel"
-        : pretraining ? "Wav2Vec2ForPreTraining"
-                      : "Wav2Vec2Model"}},
       {"num_hidden_layers", config.layers},
       {"hidden_size", config.width},
       {"intermediate_size", config.ffn},
@@ -321,7 +408,7 @@ Json config_json(const Config& config, bool pretraining, Dtype dtype) {
       {"feat_quantizer_dropout", config.train.feature_dropout},
       {"layerdrop", config.train.layerdrop},
       {"apply_spec_augment", true},
-      {"mask_time_prob", 0.05},
+      {"mask_time_prob", 0.05},  // above 0, or transformers has no masked_spec_embed
       {"mask_time_length", 10},
       {"proj_codevector_dim", config.pretrain.dim},
       {"contrastive_logits_temperature", config.pretrain.temp},
@@ -333,6 +420,8 @@ Json config_json(const Config& config, bool pretraining, Dtype dtype) {
       {"eos_token_id", 2},
       {"torch_dtype", torch_name(dtype)},
   };
+  const char* bare = config.arch == "hubert" ? "HubertModel" : "Wav2Vec2Model";
+  json["architectures"] = Json::array({pretraining ? "Wav2Vec2ForPreTraining" : bare});
   return json;
 }
 
@@ -348,32 +437,60 @@ Json preprocessor_json(const Config& config) {
   };
 }
 
+// What a reader of config.json alone would not know, or know otherwise.
+Json our_keys(const Config& config, const Json& json, const Json& preprocessor) {
+  const Fields f("config.json", json), p("preprocessor_config.json", preprocessor);
+  const Metadata known = metadata_from_config(config_of(f, &p)), all = metadata_from_config(config);
+  Json ours = Json::object();
+  for (const auto& [key, value] : all.entries()) {
+    const MetadataValue* same = known.find(key);
+    if (!same || *same != value) ours[key] = Json::parse(value_to_json(value));
+  }
+  return ours;
+}
+
+// Adds to `json` what transformers has no keys for; says so.
+void keep_our_keys(const Config& config, Json& json, const Json& preprocessor,
+                   std::vector<std::string>& remarks) {
+  const Json ours = our_keys(config, json, preprocessor);
+  std::vector<std::string> keys;
+  for (const auto& item : ours.items()) keys.push_back(item.key());
+  if (keys.empty()) return;
+  json[kOurKeys] = ours;
+  remarks.push_back(fmt::format("kept under \"{}\" of config.json, which transformers ignores: {}",
+                                kOurKeys, fmt::join(keys, ", ")));
+}
+
 }  // namespace
 
 HuggingFaceFolder create_huggingface(const std::string& path, const Config& config,
                                      const std::vector<TensorSpec>& tensors, Existing existing) {
-  const bool pretraining = config.arch == "wav2vec2" && has(tensors, "pretrain.vq.codebook");
+  const bool pretraining = has_pretraining_heads(config, tensors);
+  Config kept = config;
+  kept.task = {};
   std::vector<std::string> dropped;
   std::vector<TensorSpec> specs;
   std::map<std::string, TensorSpec> ours;  // by their names
-  Json json = config_json(config, pretraining, tensors.empty() ? Dtype::f32 : tensors[0].dtype);
+  const Json preprocessor = preprocessor_json(kept);
+  Json json = config_json(kept, pretraining, tensors.empty() ? Dtype::f32 : tensors[0].dtype);
   for (const TensorSpec& tensor : tensors) {
     const std::string theirs = their_name(tensor.name, pretraining);
     if (theirs.empty()) {
-      dropped.push_back(fmt::format("{} {}: a Hugging Face {} folder has no place for it",
-                                    tensor.name, tensor.shape, config.arch));
+      dropped.push_back(fmt::format("{} {}: transformers has no place for it, dropped", tensor.name,
+                                    tensor.shape));
       continue;
     }
-    if (tensor.name == "pretrain.vq.codebook")
+    if (pretraining && tensor.name == "pretrain.vq.codebook")
       json["codevector_dim"] = tensor.shape[1] * config.pretrain.vq_groups;
     specs.push_back({theirs, their_shape(tensor.name, tensor.shape), tensor.dtype});
     ours[theirs] = tensor;
   }
+  keep_our_keys(kept, json, preprocessor, dropped);
   if (config.normalize && config.normalize_eps != 1e-7)
     dropped.push_back(
-        fmt::format("input.normalize_eps {}: transformers always uses 1e-7", config.normalize_eps));
+        fmt::format("transformers normalises with 1e-7 in place of {}", config.normalize_eps));
   auto folder = std::make_unique<OutputDirectory>(path, existing);
-  write_text(folder->file("preprocessor_config.json"), preprocessor_json(config).dump(2) + "\n");
+  write_text(folder->file("preprocessor_config.json"), preprocessor.dump(2) + "\n");
   write_text(folder->file("config.json"), json.dump(2) + "\n");
   TensorWriter writer =
       create_safetensors(folder->file("model.safetensors"), Metadata(), std::move(specs));

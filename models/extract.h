@@ -1,0 +1,46 @@
+// Hidden states of a frozen encoder: packed batches in, one [T_b, C] per utterance and state out.
+// Every utterance is computed as if alone (docs/contract.md section 1).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "models/checkpoint.h"
+#include "models/encoder.h"
+
+namespace sft {
+
+// "all", "last", or numbers ("0,6,12"): which of the states 0..layers, in order. Kind::usage.
+std::vector<int> parse_states(std::string_view text, int64_t layers);
+
+class Extractor {
+ public:
+  // `model` must outlive this object; `states` as parse_states gives them.
+  Extractor(const ModelFile& model, std::vector<int> states);
+
+  const std::vector<int>& states() const { return states_; }
+  // Bytes that a batch of these lengths (samples) takes, our copies of weights included: a dry run.
+  int64_t bytes(std::span<const int32_t> lengths);
+
+  // Computes the states of a batch; each wave has at least config.receptive() samples.
+  void run(std::span<const std::span<const float>> waves);
+  int32_t frames(int b) const { return pack_.frames().length(b); }
+  // Of utterance b, the i-th of states(): [frames(b), C], good until the next run.
+  Tensor state(size_t i, int b) const;
+
+ private:
+  HiddenStates encode(bool dry, std::span<const std::span<const float>> waves);
+  void assign(std::span<const int32_t> lengths);
+
+  std::vector<int> states_;
+  Encoder encoder_;
+  ParamStore store_;
+  Arena acts_, scratch_;
+  WavePack pack_;
+  std::vector<int32_t> lengths_, utterances_;
+  HiddenStates hidden_;
+};
+
+}  // namespace sft

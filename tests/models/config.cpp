@@ -1,0 +1,115 @@
+#include "models/config.h"
+
+#include "tests/doctest.h"
+
+using namespace sft;
+using test::error_of;
+
+namespace {
+
+Config with(const std::string& key, MetadataValue value) {
+  Metadata metadata = metadata_from_config(preset("hubert-base"));
+  metadata.set(key, std::move(value));
+  return config_from_metadata(metadata, "m.gguf");
+}
+
+void refuses(const std::string& key, MetadataValue value, const std::string& message) {
+  const Error e = error_of([&] { with(key, value); });
+  EXPECT(e.kind == Kind::input);
+  EXPECT_MESSAGE(e.message.find(message) != std::string::npos, e.message);
+}
+
+}  // namespace
+
+TEST_CASE("config: metadata and back, for every preset") {
+  for (const std::string& name : preset_names()) {
+    const Config config = preset(name);
+    check_config(config, name);
+    const Metadata metadata = metadata_from_config(config);
+    EXPECT(metadata_from_config(config_from_metadata(metadata, name)) == metadata);
+  }
+  const Error e = error_of([] { preset("hubert-bse"); });
+  EXPECT(e.kind == Kind::usage);
+  EXPECT(e.hint == "did you mean hubert-base?");
+}
+
+TEST_CASE("config: frames of the usual convolutions") {
+  const Config config;
+  EXPECT(config.hop() == 320);
+  EXPECT(config.receptive() == 400);
+  EXPECT(config.frames(399) == 0);
+  EXPECT(config.frames(400) == 1);
+  EXPECT(config.frames(719) == 1);
+  EXPECT(config.frames(720) == 2);
+  EXPECT(config.frames(99200) == 309);
+}
+
+TEST_CASE("config: a task, and what a file says of itself, are kept") {
+  Config config = preset("wav2vec2-base");
+  config.task = {.kind = "ctc", .head = "blstm", .width = 8, .layers = 2, .units = {"_", "A"}};
+  config.provenance.set("sft.base.id", std::string("1234"));
+  config.provenance.set("general.tags", std::vector<std::string>{"speech"});
+  config.provenance.set("general.file_type", int64_t{1});
+  const Config back = config_from_metadata(metadata_from_config(config), "m");
+  EXPECT(back.task.units == config.task.units);
+  EXPECT(back.task.layers == 2);
+  EXPECT(back.provenance.string("sft.base.id") == "1234");
+  EXPECT(back.provenance.strings("general.tags") == std::vector<std::string>{"speech"});
+  EXPECT(!back.provenance.has("general.file_type"));  // of the container, not of the model
+}
+
+TEST_CASE("config: absent keys take their defaults, unknown ones are errors") {
+  Metadata metadata;
+  metadata.set("general.architecture", std::string("hubert"));
+  EXPECT(config_from_metadata(metadata, "m").width == 768);
+  metadata.set("hubert.blok_count", int64_t{3});
+  const Error e = error_of([&] { config_from_metadata(metadata, "m"); });
+  EXPECT(e.message == "m: key hubert.blok_count is not known");
+  EXPECT(e.hint == "did you mean hubert.block_count?");
+  refuses("general.architecture", std::string("llama"), "architecture llama (expected hubert");
+  refuses("hubert.block_count", std::string("12"), "hubert.block_count");
+}
+
+TEST_CASE("config: contradictions and sizes out of range") {
+  refuses("hubert.attention.head_count", int64_t{7}, "head_count 7 does not divide");
+  refuses("hubert.attention.head_count", int64_t{2}, "heads are 384 wide");
+  refuses("hubert.block_count", int64_t{1} << 40, "block_count is not in 1..64");
+  refuses("hubert.embedding_length", int64_t{-768}, "is not in 1..2^20");
+  refuses("hubert.pos_conv.groups", int64_t{0}, "pos_conv.groups 0");
+  refuses("hubert.conv.kernels", std::vector<int64_t>{10, 3}, "lists of one length");
+  refuses("hubert.conv.strides", std::vector<int64_t>{5, 2, 2, 2, 2, 2, 3}, "stride <= kernel");
+  refuses("hubert.conv.norm", std::string("batch"), "conv.norm");
+  refuses("hubert.attention.layer_norm_epsilon", std::nan(""), "layer_norm_epsilon");
+  refuses("hubert.train.dropout", 1.0, "a dropout is not in [0, 1)");
+  refuses("hubert.pretrain.temp", 0.0, "pretrain.temp");
+  refuses("sft.task.kind", std::string("sing"), "sft.task.kind");
+  Config config;
+  config.conv_kernels = config.conv_strides = std::vector<int64_t>(16, 64);
+  config.conv_dims = std::vector<int64_t>(16, 8);
+  const Error e = error_of([&] { check_config(config, "m"); });
+  EXPECT(e.message == "m: configuration: conv.strides: their product is above 2^16");
+}
+
+TEST_CASE("config: values as JSON, and back") {
+  const MetadataValue values[] = {true,
+                                  int64_t{-3},
+                                  1e-5,
+                                  2.0,
+                                  std::string("a \"b\" \n ü"),
+                                  std::vector<int64_t>{1, 2},
+                                  std::vector<double>{1, 2.5},
+                                  std::vector<std::string>{"|", ""},
+                                  std::vector<std::string>{}};
+  for (const MetadataValue& value : values) {
+    Metadata metadata;
+    metadata.set("k", value);
+    EXPECT(metadata_from_strings(metadata_to_strings(metadata), "m") == metadata);
+  }
+  for (const char* text : {"", "null", "{}", "[1, \"a\"]", "[[1]]", "tru"}) {
+    const Error e = error_of([&] { value_from_json(text, "m", "k"); });
+    EXPECT(e.message == fmt::format("m: k is {} (expected a number, a string, true or false, or a "
+                                    "list)",
+                                    text));
+  }
+  EXPECT(value_from_json("18446744073709551615", "m", "k") == MetadataValue(UINT64_MAX));
+}

@@ -1,0 +1,124 @@
+// sft-convert: a model from one container to another (docs/sft-convert.md).
+#include <nlohmann/json.hpp>
+
+#include "engine/audio/decode.h"
+#include "engine/cpu/isa.h"
+#include "models/extract.h"
+#include "tools/cli.h"
+
+using namespace sft;
+
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr double kMostError = 1e-5;  // relative Frobenius norm, of a state
+
+struct Difference {
+  double largest = 0;   // absolute
+  double relative = 0;  // Frobenius norms
+};
+
+Difference difference(const Tensor& a, const Tensor& b) {
+  Difference d;
+  double squares = 0, norm = 0;
+  for (int64_t r = 0; r < a.rows(); ++r)
+    for (int64_t c = 0; c < a.width(); ++c) {
+      const double x = a.row(r)[c], off = b.row(r)[c] - x;
+      d.largest = std::max(d.largest, std::abs(off));
+      squares += off * off, norm += x * x;
+    }
+  d.relative = squares == 0 ? 0 : std::sqrt(squares / norm);
+  return d;
+}
+
+// Both files on the same audio, state by state.
+std::vector<Difference> verify(const ModelFile& in, const ModelFile& out, const std::string& wav) {
+  cpu::choose_isa();
+  const std::vector<float> samples = load_audio(wav);
+  if (in.config.frames(static_cast<int64_t>(samples.size())) == 0)
+    fail(Kind::input, "{}: {} samples at 16 kHz (expected at least {})", printable(wav),
+         samples.size(), in.config.receptive());
+  const std::vector<int> states = parse_states("all", in.config.layers);
+  Extractor before(in, states), after(out, states);
+  const std::span<const float> waves[] = {samples};
+  before.run(waves), after.run(waves);
+  std::vector<Difference> all;
+  for (size_t i = 0; i < states.size(); ++i)
+    all.push_back(difference(before.state(i, 0), after.state(i, 0)));
+  return all;
+}
+
+Json to_json(const std::vector<Difference>& differences) {
+  Json list = Json::array();
+  for (const Difference& d : differences)
+    list.push_back({{"largest", d.largest}, {"relative", d.relative}});
+  return list;
+}
+
+void print(const std::vector<Difference>& differences) {
+  fmt::print("state\tlargest difference\trelative\n");
+  for (size_t i = 0; i < differences.size(); ++i)
+    fmt::print("{}\t{:.3g}\t{:.3g}\n", i, differences[i].largest, differences[i].relative);
+}
+
+struct Conversion {
+  std::string in, out, to, wav;
+  bool force = false;
+
+  void parse(Cli& cli) {
+    cli.about("Writes the model IN as OUT, in another container. Values are kept bit by bit.");
+    cli.argument("IN", in, "GGUF, safetensors, a Hugging Face folder, or a run");
+    cli.option("-o,--output", out, "the file or folder to write");
+    cli.choice("--to", to, {"gguf", "hf", "safetensors"}, "the container; else by OUT's name");
+    cli.option("--verify", wav, "run both on this audio; exit code 6 if they differ");
+    cli.flag("--force", force, "replace what is there");
+    cli.parse();
+    if (out.empty()) fail(Kind::usage, "missing -o (expected the file or folder to write)");
+    if (to.empty()) to = format_of_name(out);
+  }
+
+  void run(const Cli& cli) const {
+    const Existing existing = force ? Existing::replace : Existing::refuse;
+    check_model_destination(out, to, existing);
+    const ModelFile model = open_model(in);
+    const std::string id = model_id(model.tensors);
+    std::vector<std::string> remarks = model.remarks;
+    check_finite(model);
+    for (std::string& lost : save_model(out, to, model.config, model.tensors, existing))
+      remarks.push_back(std::move(lost));
+    const ModelFile written = open_model(out);
+    if (model_id(written.tensors) != id)
+      fail(Kind::internal, "{}: id {} after writing, {} before", printable(out),
+           model_id(written.tensors), id);
+
+    const std::string loaded = loaded_text(model, id);
+    std::vector<Difference> differences;
+    if (!wav.empty()) differences = verify(model, written, wav);
+    if (cli.json()) {
+      const Json report = {{"loaded", loaded},   {"id", id},
+                           {"path", out},        {"format", to},
+                           {"remarks", remarks}, {"verify", to_json(differences)}};
+      fmt::print("{}\n", report.dump(-1, ' ', false, Json::error_handler_t::replace));
+    } else {
+      fmt::print("{}: {}\n", printable(in), loaded);
+      for (const std::string& remark : remarks) fmt::print("remark: {}\n", remark);
+      fmt::print("{}: {}, {} tensors\n", printable(out), to, written.tensors.tensors.size());
+      if (!wav.empty()) print(differences);
+    }
+    for (size_t i = 0; i < differences.size(); ++i)
+      if (!(differences[i].relative <= kMostError))
+        fail(Kind::check, "{}: state {} differs by {:.3g} (at most {})", printable(out), i,
+             differences[i].relative, kMostError);
+  }
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return run_tool(argc, argv, "sft-convert", [](Cli& cli) {
+    Conversion conversion;
+    conversion.parse(cli);
+    conversion.run(cli);
+  });
+}

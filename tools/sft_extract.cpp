@@ -1,0 +1,352 @@
+// sft-extract: hidden states of audio files (docs/sft-extract.md).
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "engine/audio/decode.h"
+#include "engine/cpu/isa.h"
+#include "engine/formats/npy.h"
+#include "engine/formats/safetensors.h"
+#include "engine/io/directory.h"
+#include "engine/memory.h"
+#include "models/extract.h"
+#include "tools/cli.h"
+#include "train/corpus.h"
+#include "train/loader.h"
+
+using namespace sft;
+
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+constexpr int64_t kBatchFrames = 1500;  // half a minute: larger ones are no faster on a CPU
+constexpr int kDecodeThreads = 2;
+
+// ---- what to extract
+
+// Rows whose ids are the stems of the outputs.
+struct Inputs {
+  Manifest rows;
+  std::vector<bool> listed;                   // by a manifest: too short is no error
+  std::map<std::string, std::string> origin;  // stem -> what gave it, for messages
+
+  void add(Utterance row, const std::string& from, bool by_manifest) {
+    if (row.id.find('/') != std::string::npos || row.id.starts_with('.'))
+      fail(Kind::input, "{}: id {} cannot be the name of a file", printable(from),
+           printable(row.id));
+    const auto [at, fresh] = origin.emplace(row.id, from);
+    if (!fresh)
+      fail(Kind::input, "{} and {} would both be written as {}", printable(at->second),
+           printable(from), printable(row.id));
+    row.index = static_cast<uint32_t>(rows.rows.size());
+    rows.rows.push_back(std::move(row));
+    listed.push_back(by_manifest);
+  }
+};
+
+bool is_audio_name(const fs::path& path) {
+  static const std::vector<std::string> kEndings = {".wav", ".flac", ".ogg",  ".opus", ".mp3",
+                                                    ".sph", ".aiff", ".aif",  ".aifc", ".au",
+                                                    ".caf", ".w64",  ".rf64", ".snd"};
+  std::string ending = path.extension().string();
+  for (char& c : ending) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return std::find(kEndings.begin(), kEndings.end(), ending) != kEndings.end();
+}
+
+void add_file(Inputs& inputs, const std::string& path, int64_t min_samples) {
+  const AudioInfo info = probe_audio(path);
+  if (samples_at_16k(info) < min_samples)
+    fail(Kind::input, "{}: {} samples at 16 kHz (expected at least {})", printable(path),
+         samples_at_16k(info), min_samples);
+  Utterance row;
+  row.id = fs::path(path).stem().string();
+  row.path = row.file = path;
+  row.seconds = info.seconds;
+  inputs.add(std::move(row), path, false);
+}
+
+void add_folder(Inputs& inputs, const std::string& folder, int64_t min_samples) {
+  std::vector<std::string> found;
+  for (const auto& entry : fs::recursive_directory_iterator(folder))
+    if (entry.is_regular_file() && is_audio_name(entry.path()))
+      found.push_back(entry.path().string());
+  if (found.empty()) fail(Kind::input, "{}: no audio files in this folder", printable(folder));
+  std::sort(found.begin(), found.end());
+  for (const std::string& path : found) add_file(inputs, path, min_samples);
+}
+
+void add_manifest(Inputs& inputs, const std::string& path) {
+  const Manifest manifest = read_manifest(path);
+  for (const Utterance& row : manifest.rows) inputs.add(row, manifest.where(row), true);
+}
+
+bool is_manifest(const std::string& name) {
+  return name.ends_with(".tsv") || (!fs::exists(name) && name.find('.') == std::string::npos);
+}
+
+Inputs collect(const std::vector<std::string>& names, int64_t min_samples) {
+  Inputs inputs;
+  for (const std::string& name : names) {
+    if (fs::is_directory(name))
+      add_folder(inputs, name, min_samples);
+    else if (is_manifest(name))
+      add_manifest(inputs, find_corpus(name));
+    else
+      add_file(inputs, name, min_samples);
+  }
+  return inputs;
+}
+
+// ---- batches
+
+using Batch = std::vector<uint32_t>;  // rows
+
+int32_t samples_of(const Utterance& row, const Config& config) {
+  return static_cast<int32_t>(
+      std::max<int64_t>(std::llround(row.seconds * kSampleRate), config.receptive()));
+}
+
+// Neighbours in length, the longest first: what needs most memory fails first.
+std::vector<Batch> plan(const Manifest& rows, const Config& config) {
+  Batch order(rows.rows.size());
+  std::iota(order.begin(), order.end(), 0u);
+  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
+    return rows.rows[a].seconds > rows.rows[b].seconds;
+  });
+  std::vector<Batch> batches;
+  int64_t frames = kBatchFrames;
+  for (uint32_t row : order) {
+    const int64_t more = config.frames(samples_of(rows.rows[row], config));
+    if (frames + more > kBatchFrames) {
+      batches.emplace_back();
+      frames = 0;
+    }
+    batches.back().push_back(row);
+    frames += more;
+  }
+  return batches;
+}
+
+double gib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+
+int64_t weight_bytes(const ModelFile& model) {
+  int64_t bytes = 0;
+  for (const auto& [name, tensor] : model.tensors.tensors) bytes += tensor.bytes();
+  return bytes;
+}
+
+struct MemoryPlan {
+  int64_t weights = 0, batch = 0;  // bytes: of the file; of the largest batch, with our own copies
+};
+
+MemoryPlan plan_memory(Extractor& extractor, const ModelFile& model, const Manifest& rows,
+                       const std::vector<Batch>& batches) {
+  MemoryPlan plan{.weights = weight_bytes(model)};
+  int64_t most = 0;
+  for (const Batch& batch : batches) {
+    std::vector<int32_t> lengths;
+    for (uint32_t row : batch) lengths.push_back(samples_of(rows.rows[row], model.config));
+    const int64_t samples = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+    if (samples <= most) continue;
+    most = samples;
+    plan.batch = std::max(plan.batch, extractor.bytes(lengths));
+  }
+  const int64_t needed = plan.weights + plan.batch + 2 * most * int64_t{sizeof(float)};
+  if (const int64_t available = available_memory(); needed > available)
+    fail(Kind::resource, Hint{"cut long files: a manifest with the columns start and end"},
+         "{:.1f} s of audio at once need {:.1f} GiB of memory, {:.1f} GiB are available",
+         static_cast<double>(most) / kSampleRate, gib(needed), gib(available));
+  return plan;
+}
+
+// ---- outputs
+
+struct Output {
+  std::string folder, format;
+  Existing existing = Existing::refuse;
+  std::vector<std::string> names;  // hidden.N, as Extractor::states()
+  Metadata metadata;
+
+  std::vector<std::string> paths(const std::string& stem) const {
+    if (format == "safetensors") return {folder + "/" + stem + ".safetensors"};
+    std::vector<std::string> paths;
+    for (const std::string& name : names)
+      paths.push_back(folder + "/" + stem + "/" + name + ".npy");
+    return paths;
+  }
+
+  void write(const std::string& stem, const Extractor& extractor, int b) const {
+    if (format == "safetensors") return write_safetensors(paths(stem)[0], extractor, b);
+    make_directory(folder + "/" + stem);
+    const std::vector<std::string> files = paths(stem);
+    for (size_t i = 0; i < files.size(); ++i) write_npy(files[i], extractor.state(i, b), existing);
+  }
+
+ private:
+  void write_safetensors(const std::string& path, const Extractor& extractor, int b) const {
+    std::vector<TensorSpec> specs;
+    std::map<std::string_view, size_t> position;
+    for (size_t i = 0; i < names.size(); ++i) {
+      specs.push_back({names[i], extractor.state(i, b).shape, Dtype::f32});
+      position[names[i]] = i;
+    }
+    TensorWriter writer = create_safetensors(path, metadata, specs, existing);
+    for (const TensorSpec& spec : writer.tensors())
+      writer.write(spec.name, extractor.state(position[spec.name], b));
+    writer.finish();
+  }
+};
+
+// ---- the work
+
+struct Report {
+  int64_t utterances = 0, frames = 0;
+  double audio_seconds = 0, seconds = 0;
+  std::vector<std::string> skipped;  // rows too short
+};
+
+class Extraction {
+ public:
+  Extraction(const Inputs& inputs, const Config& config, Extractor& extractor, const Output& output)
+      : inputs_(inputs), config_(config), extractor_(extractor), output_(output) {}
+
+  Report run(const std::vector<Batch>& batches, Progress& progress) {
+    const auto start = std::chrono::steady_clock::now();
+    AudioLoader loader(inputs_.rows, kDecodeThreads, 0);
+    double total = 0, done = 0;
+    for (const Utterance& row : inputs_.rows.rows) total += row.seconds;
+    for (size_t i = 0; i < batches.size(); ++i) {
+      loader.prefetch(batches[i]);
+      if (i + 1 < batches.size()) loader.prefetch(batches[i + 1]);
+      run(batches[i], loader);
+      for (uint32_t row : batches[i]) {
+        loader.release(row);
+        done += inputs_.rows.rows[row].seconds;
+      }
+      progress.update(done, total);
+    }
+    report_.seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return report_;
+  }
+
+ private:
+  void run(const Batch& batch, AudioLoader& loader) {
+    std::vector<std::span<const float>> waves;
+    Batch rows;
+    for (uint32_t row : batch) {
+      const std::span<const float> wave = loader.get(row);
+      if (!long_enough(row, wave)) continue;
+      waves.push_back(wave);
+      rows.push_back(row);
+    }
+    if (waves.empty()) return;
+    extractor_.run(waves);
+    for (size_t b = 0; b < rows.size(); ++b) {
+      output_.write(inputs_.rows.rows[rows[b]].id, extractor_, static_cast<int>(b));
+      ++report_.utterances;
+      report_.frames += extractor_.frames(static_cast<int>(b));
+      report_.audio_seconds += static_cast<double>(waves[b].size()) / kSampleRate;
+    }
+  }
+
+  bool long_enough(uint32_t row, std::span<const float> wave) {
+    if (static_cast<int64_t>(wave.size()) >= config_.receptive()) return true;
+    const Utterance& u = inputs_.rows.rows[row];
+    if (!inputs_.listed[row])
+      fail(Kind::input, "{}: {} samples at 16 kHz (expected at least {})", printable(u.file),
+           wave.size(), config_.receptive());
+    report_.skipped.push_back(u.id);
+    return false;
+  }
+
+  const Inputs& inputs_;
+  const Config& config_;
+  Extractor& extractor_;
+  const Output& output_;
+  Report report_;
+};
+
+void print(const Report& r, const std::string& id, bool json) {
+  if (json) {
+    const Json report = {{"model", id},          {"utterances", r.utterances},
+                         {"frames", r.frames},   {"audio_seconds", r.audio_seconds},
+                         {"seconds", r.seconds}, {"skipped", r.skipped}};
+    fmt::print("{}\n", report.dump(-1, ' ', false, Json::error_handler_t::replace));
+    return;
+  }
+  fmt::print("{} utterances, {} frames, {:.1f} s of audio in {:.2f} s ({:.1f} times real time)\n",
+             r.utterances, r.frames, r.audio_seconds, r.seconds, r.audio_seconds / r.seconds);
+  if (!r.skipped.empty())
+    fmt::print("{} rows too short: {}\n", r.skipped.size(), fmt::join(r.skipped, ", "));
+}
+
+struct Arguments {
+  std::string model, states = "last", format = "safetensors", output;
+  std::vector<std::string> audio;
+  bool force = false;
+
+  void parse(Cli& cli) {
+    cli.about(
+        "Writes hidden states of audio: hidden.0 (input of the first layer) ... hidden.L (output\n"
+        "of the encoder), [frames, width] each, 50 frames a second.");
+    cli.argument("MODEL", model, "a model file, a Hugging Face folder, or a run");
+    cli.argument("AUDIO", audio, "audio files, folders of them, or manifests (.tsv)");
+    cli.option("--states", states, "all, last, or numbers: 0,6,12");
+    cli.choice("--format", format, {"safetensors", "npy"}, "of the output");
+    cli.option("-o,--output", output, "folder for STEM.safetensors, or STEM/hidden.N.npy");
+    cli.flag("--force", force, "replace files that are there");
+    cli.parse();
+    if (output.empty()) fail(Kind::usage, "missing -o (expected a folder)");
+  }
+
+  Output make_output(const std::vector<int>& states, const std::string& id) const {
+    Output out;
+    out.folder = output, out.format = format;
+    out.existing = force ? Existing::replace : Existing::refuse;
+    for (int state : states) out.names.push_back(fmt::format("hidden.{}", state));
+    out.metadata.set("sft.model.id", id);
+    return out;
+  }
+};
+
+void extract(Cli& cli, const Arguments& arguments) {
+  const ModelFile model = open_model(arguments.model);
+  const std::vector<int> states = parse_states(arguments.states, model.config.layers);
+  const Inputs inputs = collect(arguments.audio, model.config.receptive());
+  const std::string id = model_id(model.tensors);
+  const Output output = arguments.make_output(states, id);
+  for (const Utterance& row : inputs.rows.rows)
+    for (const std::string& path : output.paths(row.id)) check_destination(path, output.existing);
+  make_directory(output.folder);
+  check_finite(model);
+  cli.say("{}", loaded_text(model, id));
+  for (const std::string& remark : model.remarks) cli.say("{}", remark);
+
+  Extractor extractor(model, states);
+  const std::vector<Batch> batches = plan(inputs.rows, model.config);
+  const MemoryPlan memory = plan_memory(extractor, model, inputs.rows, batches);
+  cli.say("memory: {:.2f} GiB for the model's file, {:.2f} GiB for a batch", gib(memory.weights),
+          gib(memory.batch));
+  Progress progress(cli);
+  progress.phase("extract", "audio-s");
+  const Report report = Extraction(inputs, model.config, extractor, output).run(batches, progress);
+  progress.finish();
+  print(report, id, cli.json());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return run_tool(argc, argv, "sft-extract", [](Cli& cli) {
+    Arguments arguments;
+    arguments.parse(cli);
+    cpu::choose_isa();
+    extract(cli, arguments);
+  });
+}
