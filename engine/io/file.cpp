@@ -135,7 +135,18 @@ void OutputFile::write_zeros(uint64_t bytes) {
     write(std::span(kZeros).first(std::min<uint64_t>(bytes, kZeros.size())));
 }
 
+// Once a stretch of a large file is passed the kernel may begin to store it: commit() then waits
+// for less. Only a hint.
+void OutputFile::begin_storing(uint64_t from, uint64_t to) const {
+  constexpr uint64_t kStretch = 16 << 20;
+  const uint64_t passed = to / kStretch * kStretch;
+  if (passed <= from) return;
+  ::sync_file_range(file_.fd(), static_cast<off_t>(passed - kStretch), static_cast<off_t>(kStretch),
+                    SYNC_FILE_RANGE_WRITE);
+}
+
 void OutputFile::write_at(uint64_t offset, std::span<const std::byte> bytes) {
+  begin_storing(offset, offset + bytes.size());
   while (!bytes.empty()) {
     const ssize_t n = file_.write_at(bytes.data(), bytes.size(), static_cast<off_t>(offset));
     if (n < 0) fail_writing(errno);

@@ -68,6 +68,7 @@ class OutputFile {
 
  private:
   [[noreturn]] void fail_writing(int error) const;
+  void begin_storing(uint64_t from, uint64_t to) const;
 
   std::string path_;
   Existing existing_;
