@@ -13,20 +13,26 @@ int32_t Segments::longest() const {
   return longest;
 }
 
-SlotList::SlotList(std::span<const int32_t> samples, int32_t hop)
-    : starts_(1, 0), valid_(samples.begin(), samples.end()) {
+void SlotList::assign(std::span<const int32_t> samples, int32_t hop) {
   CHECK(hop > 0, "slots: hop is {}", hop);
+  starts_.assign(1, 0);
+  valid_.assign(samples.begin(), samples.end());
   for (const int32_t n : samples) starts_.push_back(starts_.back() + (n + hop - 1) / hop * hop);
 }
 
-SlotList SlotList::next(int32_t kernel, int32_t stride) const {
+void SlotList::assign_next(const SlotList& in, int32_t kernel, int32_t stride) {
   CHECK(stride > 0 && kernel >= stride, "slots: kernel {}, stride {}", kernel, stride);
-  SlotList out;
-  for (const int32_t start : starts_) {
+  starts_.clear(), valid_.clear();
+  for (const int32_t start : in.starts_) {
     CHECK(start % stride == 0, "slots: start {} is no multiple of the stride {}", start, stride);
-    out.starts_.push_back(start / stride);
+    starts_.push_back(start / stride);
   }
-  for (const int32_t n : valid_) out.valid_.push_back(n < kernel ? 0 : (n - kernel) / stride + 1);
+  for (const int32_t n : in.valid_) valid_.push_back(n < kernel ? 0 : (n - kernel) / stride + 1);
+}
+
+SlotList SlotList::next(int32_t kernel, int32_t stride) const {
+  SlotList out;
+  out.assign_next(*this, kernel, stride);
   return out;
 }
 

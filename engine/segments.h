@@ -35,9 +35,11 @@ class SlotList {
  public:
   SlotList() = default;
   // Waves of so many samples, each in a slot of whole hops: hop * ceil(samples / hop).
-  SlotList(std::span<const int32_t> samples, int32_t hop);
-  // The rows of a convolution over these slots: starts / stride, floor((valid - kernel) / stride) +
-  // 1 valid rows (none if valid < kernel). Starts that are no multiples of the stride: CHECK.
+  SlotList(std::span<const int32_t> samples, int32_t hop) { assign(samples, hop); }
+  void assign(std::span<const int32_t> samples, int32_t hop);
+  // The rows of a convolution over `in`: starts / stride, floor((valid - kernel) / stride) + 1
+  // valid rows (none if valid < kernel). Starts that are no multiples of the stride: CHECK.
+  void assign_next(const SlotList& in, int32_t kernel, int32_t stride);
   SlotList next(int32_t kernel, int32_t stride) const;
   Slots view() const { return {starts_, valid_}; }
 

@@ -10,6 +10,7 @@
 
 #include <array>
 
+#include "engine/ops/weighted_sum.h"
 #include "models/feature_extractor.h"
 
 namespace sft {
@@ -37,8 +38,6 @@ struct EncoderLayer {
     v("attn", attn), v("attn_norm", attn_norm), v("ffn", ffn), v("ffn_norm", ffn_norm);
   }
 };
-
-constexpr int kMaxStates = 65;
 
 // The states that were kept; the others are empty.
 struct HiddenStates {

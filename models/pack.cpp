@@ -7,29 +7,18 @@ namespace sft {
 
 void WavePack::assign(const Config& config, std::span<const int32_t> lengths,
                       std::span<const int32_t> utterances) {
-  const auto hop = static_cast<int32_t>(config.hop());
-  const size_t batch = lengths.size();
-  stages_.resize(config.conv_kernels.size() + 1);
-  stages_[0].starts.assign(1, 0);
-  stages_[0].valid.assign(lengths.begin(), lengths.end());
-  for (int32_t n : lengths) {
+  for (int32_t n : lengths)
     CHECK(n >= config.receptive(), "pack: {} samples (expected at least {})", n,
           config.receptive());
-    stages_[0].starts.push_back(stages_[0].starts.back() + (n + hop - 1) / hop * hop);
-  }
-  for (size_t i = 0; i < config.conv_kernels.size(); ++i) {
-    const auto stride = static_cast<int32_t>(config.conv_strides[i]);
-    const auto kernel = static_cast<int32_t>(config.conv_kernels[i]);
-    const Stage& in = stages_[i];
-    Stage& out = stages_[i + 1];
-    out.starts.clear(), out.valid.clear();
-    for (int32_t start : in.starts) out.starts.push_back(start / stride);
-    for (int32_t valid : in.valid) out.valid.push_back((valid - kernel) / stride + 1);
-  }
-  const Stage& last = stages_.back();
+  stages_.resize(config.conv_kernels.size() + 1);
+  stages_[0].assign(lengths, static_cast<int32_t>(config.hop()));
+  for (size_t i = 0; i < config.conv_kernels.size(); ++i)
+    stages_[i + 1].assign_next(stages_[i], static_cast<int32_t>(config.conv_kernels[i]),
+                               static_cast<int32_t>(config.conv_strides[i]));
+  const Slots last = stages_.back().view();
   frame_starts_.assign(1, 0);
   frame_rows_.clear();
-  for (size_t b = 0; b < batch; ++b) {
+  for (int b = 0; b < last.batch(); ++b) {
     frame_starts_.push_back(frame_starts_.back() + last.valid[b]);
     for (int32_t t = 0; t < last.valid[b]; ++t) frame_rows_.push_back(last.starts[b] + t);
   }

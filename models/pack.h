@@ -21,7 +21,7 @@ class WavePack {
 
   Slots samples() const { return stage(0); }
   // Rows before convolution i (0: samples).
-  Slots stage(size_t i) const { return {stages_[i].starts, stages_[i].valid}; }
+  Slots stage(size_t i) const { return stages_[i].view(); }
   Segments frames() const { return {frame_starts_, utterances_}; }
   // [T] rows of the last stage that are frames, in order.
   std::span<const int32_t> frame_rows() const { return frame_rows_; }
@@ -32,10 +32,7 @@ class WavePack {
   void place(Tensor wave, int b, std::span<const float> samples) const;
 
  private:
-  struct Stage {
-    std::vector<int32_t> starts, valid;
-  };
-  std::vector<Stage> stages_;
+  std::vector<SlotList> stages_;
   std::vector<int32_t> frame_starts_, frame_rows_, utterances_;
 };
 

@@ -10,7 +10,7 @@
 
 namespace sft {
 
-constexpr size_t kMaxStates = 64;
+constexpr size_t kMaxStates = 65;  // of 64 layers
 constexpr float kStateNormEps = 1e-5f;
 
 struct WeightedSumOut {
