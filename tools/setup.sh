@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up a fresh Debian 12 and does one thing:
 #   tools/setup.sh build    install what is missing, build into build/
+#   tools/setup.sh demo     that, then the main job on the built-in corpus (tools/demo.sh)
 #   tools/setup.sh test     that, then every test
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,6 +20,7 @@ ninja -C build
 
 case "${1:-build}" in
   build) ;;
+  demo) tools/demo.sh "${@:2}" ;;
   test) build/tests ;;
-  *) echo "usage: tools/setup.sh [build|test]" >&2; exit 2 ;;
+  *) echo "usage: tools/setup.sh [build | demo [--quick] | test]" >&2; exit 2 ;;
 esac
