@@ -6,6 +6,8 @@
 
 #include "build_info.h"
 #include "engine/check.h"
+#include "engine/io/file.h"
+#include "train/stm.h"
 
 namespace sft {
 
@@ -45,10 +47,28 @@ std::string search(std::string_view name, const std::vector<std::string>& folder
 }
 
 [[noreturn]] void not_found(std::string_view name, const std::vector<std::string>& looked) {
-  fail(Kind::input,
-       Hint{name == "ted" ? "make it with: sft-data import ted DIR -o data/ted/ted.tsv"
-                          : "name a manifest or its folder with --data"},
+  if (name == "ted")
+    fail(Kind::input,
+         Hint{"TED-LIUM release 3: https://www.openslr.org/51/ (50 GB); --data names the unpacked "
+              "folder; or: sft-data import ted DIR -o data/ted.tsv"},
+         "corpus ted is not there (expected one of {}; or, under the same folders, this tree\n{})",
+         fmt::join(looked, ", "), ted_tree("TEDLIUM_release-3"));
+  fail(Kind::input, Hint{"name a manifest or its folder with --data"},
        "corpus {} is not there (expected one of {})", printable(name), fmt::join(looked, ", "));
+}
+
+// TED-LIUM as distributed, in or under one of `folders`: imported once, into ted.tsv beside it.
+// Empty: it is in none.
+std::string import_ted_from(const std::vector<std::string>& folders) {
+  for (const std::string& folder : folders)
+    for (const char* name : {"", "/ted", "/TEDLIUM_release-3", "/TEDLIUM_release3",
+                             "/TEDLIUM_release2", "/TEDLIUM_release1"}) {
+      if (!is_ted(folder + name)) continue;
+      const std::string manifest = folder + "/ted.tsv";
+      write_text(manifest, manifest_text(import_ted(folder + name).manifest));
+      return manifest;
+    }
+  return "";
 }
 
 void check_data(const std::string& data) {
@@ -71,7 +91,9 @@ std::string find_corpus(std::string_view name, const std::string& data) {
   if (data.empty() && (name.ends_with(".tsv") || is_file(std::string(name))))
     return std::string(name);
   std::vector<std::string> looked;
-  const std::string found = search(name, folders_to_search(data), looked);
+  const std::vector<std::string> folders = folders_to_search(data);
+  std::string found = search(name, folders, looked);
+  if (found.empty() && name == "ted") found = import_ted_from(folders);
   if (found.empty()) not_found(name, looked);
   return found;
 }

@@ -12,6 +12,8 @@ namespace sft {
 //   `data` is a folder     DATA/NAME.tsv or DATA/NAME/NAME.tsv, and nowhere else
 //   `data` is empty        a `name` that is itself a manifest (a file, or ends in .tsv); else the
 //                          folders $SFT_DATA, ./data, and the built-in corpora in turn
+// `ted`, where there is no manifest: TED-LIUM as distributed in one of these folders is imported
+// (train/stm.h, its defaults) into ted.tsv beside it, once.
 // Kind::input, listing the places looked at, if it is in none.
 std::string find_corpus(std::string_view name, const std::string& data = "");
 

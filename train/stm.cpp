@@ -102,13 +102,8 @@ bool has_split(const fs::path& folder) {
   fail(Kind::input,
        Hint{"TED-LIUM release 3: https://www.openslr.org/51/ (50 GB); name the unpacked folder, "
             "or choose --splits"},
-       "{}: no split {} of TED-LIUM here (expected this tree\n"
-       "  {}/\n"
-       "    data/         {{sph/*.sph, stm/*.stm}}   train\n"
-       "    legacy/dev/   {{sph/*.sph, stm/*.stm}}   dev\n"
-       "    legacy/test/  {{sph/*.sph, stm/*.stm}}   test\n"
-       "  or, as releases 1 and 2, train/, dev/ and test/ in their place)",
-       printable(folder), split, printable(folder));
+       "{}: no split {} of TED-LIUM here (expected this tree\n{})", printable(folder), split,
+       ted_tree(folder));
 }
 
 // The tree that has every split asked for.
@@ -236,6 +231,23 @@ class TedImporter {
 
 TedImport import_ted(const std::string& folder, const TedOptions& options) {
   return TedImporter(folder, options).run();
+}
+
+bool is_ted(const std::string& folder) {
+  return std::any_of(std::begin(kTrees), std::end(kTrees), [&](const Tree& tree) {
+    return has_split(fs::path(folder) / tree.train) && has_split(fs::path(folder) / tree.dev) &&
+           has_split(fs::path(folder) / tree.test);
+  });
+}
+
+std::string ted_tree(const std::string& folder) {
+  return fmt::format(
+      "  {}/\n"
+      "    data/         {{sph/*.sph, stm/*.stm}}   train\n"
+      "    legacy/dev/   {{sph/*.sph, stm/*.stm}}   dev\n"
+      "    legacy/test/  {{sph/*.sph, stm/*.stm}}   test\n"
+      "  or, as releases 1 and 2, train/, dev/ and test/ in their place",
+      printable(folder));
 }
 
 }  // namespace sft

@@ -39,6 +39,11 @@ struct TedImport {
   int64_t deleted_characters = 0;  // by the normaliser, in what was kept
 };
 
+// The folder has all splits of a release of TED-LIUM.
+bool is_ted(const std::string& folder);
+// How a release is laid out, for messages.
+std::string ted_tree(const std::string& folder);
+
 // `folder`: the corpus, release 3 (data/, legacy/dev/, legacy/test/) or 1 and 2 (train/, dev/,
 // test/), each with sph/ and stm/. Kind::input, showing both trees, if it is neither. Ids are
 // FILE_START_END in milliseconds; paths are absolute.

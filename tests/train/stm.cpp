@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "tests/doctest.h"
+#include "train/corpus.h"
 
 using namespace sft;
 namespace fs = std::filesystem;
@@ -49,6 +50,23 @@ struct Corpus {
 };
 
 }  // namespace
+
+TEST_CASE("stm: --ctc ted finds the corpus as distributed, and imports it once") {
+  const Corpus corpus;
+  const std::string folder = corpus.folder.string();
+  EXPECT(is_ted(folder));
+  EXPECT(!is_ted(folder + "/data"));
+  const std::string manifest = find_corpus("ted", folder);
+  EXPECT(manifest == folder + "/ted.tsv");
+  const size_t rows = read_manifest(manifest).rows.size();
+  EXPECT(rows == import_ted(folder).manifest.rows.size());
+  std::ofstream(folder + "/data/stm/Bob_2010.stm") << "";
+  EXPECT(find_corpus("ted", folder) == manifest);
+  EXPECT(read_manifest(manifest).rows.size() == rows);
+  const Error absent = test::error_of([&] { find_corpus("ted", folder + "/legacy"); });
+  EXPECT(absent.kind == Kind::input);
+  EXPECT(absent.message.find("legacy/dev/   {sph/*.sph, stm/*.stm}   dev") != std::string::npos);
+}
 
 TEST_CASE("stm: lines") {
   const std::vector<StmSegment> s = parse_stm(
