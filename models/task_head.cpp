@@ -33,4 +33,12 @@ Var TaskHead::operator()(Tape& t, Var frames, Segments segments, float dropout_r
   return out(t, x);
 }
 
+Var TaskHead::operator()(Tape& t, std::span<const Var> states, Segments segments) const {
+  if (!layer_weights.shape.rank()) {
+    CHECK(states.size() == 1, "head: {} states and no layer weights", states.size());
+    return (*this)(t, states[0], segments);
+  }
+  return (*this)(t, weighted_sum(t, states, layer_weights, /*normalize=*/false), segments);
+}
+
 }  // namespace sft

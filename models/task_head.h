@@ -55,6 +55,8 @@ struct TaskHead {
   }
   // frames [T, C] -> logits; dropout after each recurrent layer.
   Var operator()(Tape& t, Var frames, Segments segments, float dropout_rate = 0) const;
+  // The same of the weighted sum of hidden states, or of the one there is.
+  Var operator()(Tape& t, std::span<const Var> states, Segments segments) const;
 };
 
 // Visits as task.*, beside an encoder.

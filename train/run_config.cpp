@@ -260,6 +260,9 @@ RunConfig ConfigBuilder::finish() const {
           "pretrain.temperature, .feature_penalty or .feature_grad_mult is out of range");
   require(c.task.kind != "pretrain" || c.eval.select == "loss" || c.eval.select == "accuracy",
           "eval.select is not loss or accuracy, the scores of pre-training");
+  require(c.probe.steps >= 1 && c.probe.batch >= 1 && c.probe.seeds >= 1 && c.probe.lr > 0 &&
+              std::isfinite(c.probe.lr),
+          "probe.steps, .batch, .seeds or .lr is out of range");
   require(c.run.math == "exact", "run.math: this build computes with --math exact only");
   require(c.run.device == "cpu", "run.device: this build runs on the CPU only");
   return c;

@@ -73,6 +73,11 @@ struct RunConfig {
     int64_t clusters = 100, mask_length = 10;
     double mask_prob = 0.8, temperature = 0.1, feature_penalty = 10, feature_grad_mult = 0.1;
   } pretrain;
+  struct {  // defaults of a task: train/probe.h
+    int64_t steps = 500, batch = 32, seeds = 1;
+    double lr = 1e-3;
+    std::string states = "all";  // last, or a list: 0,6,12
+  } probe;
   struct {
     int64_t seed = 0, threads = 0;
     std::string math = "exact", device = "cpu";
@@ -150,6 +155,8 @@ void RunConfig::fields(F&& f) {
   f("pretrain.mask_length", pretrain.mask_length), f("pretrain.temperature", pretrain.temperature);
   f("pretrain.feature_penalty", pretrain.feature_penalty);
   f("pretrain.feature_grad_mult", pretrain.feature_grad_mult);
+  f("probe.steps", probe.steps), f("probe.batch", probe.batch), f("probe.seeds", probe.seeds);
+  f("probe.lr", probe.lr), f("probe.states", probe.states);
   f("run.seed", run.seed), f("run.threads", run.threads), f("run.math", run.math);
   f("run.device", run.device);
 }

@@ -1,0 +1,157 @@
+#include "train/probe_states.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+#include <numeric>
+
+#include "models/pack.h"
+#include "train/batch_plan.h"
+#include "train/job.h"
+#include "train/loader.h"
+
+namespace sft {
+namespace {
+
+constexpr int64_t kKeepAudio = int64_t{64} << 20;  // bytes of audio decoded ahead
+
+int parse_state(std::string_view text, int count) {
+  int state = -1;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), state);
+  if (error != std::errc() || end != text.data() + text.size() || state < 0 || state >= count)
+    fail(Kind::usage, "states: {} is no state of this encoder (expected all, last, or 0..{})",
+         printable(text), count - 1);
+  return state;
+}
+
+StateCache empty_cache(const Config& config, std::span<const int64_t> samples,
+                       const StateOptions& options) {
+  StateCache cache{.width = config.width};
+  for (int64_t n : samples)
+    cache.starts.push_back(cache.starts.back() + (options.pooled ? 1 : config.frames(n)));
+  cache.states.resize(options.states.size());
+  for (std::vector<float>& state : cache.states) state.resize(cache.starts.back() * config.width);
+  return cache;
+}
+
+// Utterances of like length together, longest first: the largest pack comes first.
+std::vector<Batch> packs_of(const Config& config, std::span<const int64_t> samples,
+                            int64_t pack_frames) {
+  Batch order(samples.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](uint32_t a, uint32_t b) { return samples[a] > samples[b]; });
+  std::vector<int64_t> frames;
+  for (int64_t n : samples) frames.push_back(config.frames(n));
+  return micro_batches(order, frames, pack_frames);
+}
+
+class StateComputer {
+ public:
+  StateComputer(const Encoder& encoder, Prepared& prepared, const Manifest& manifest,
+                std::span<const int64_t> samples, const StateOptions& options)
+      : encoder_(encoder),
+        samples_(samples),
+        options_(options),
+        loader_(manifest, kDecodeThreads, kKeepAudio),
+        ctx_{.acts = acts_, .scratch = scratch_, .prepared = prepared} {
+    for (int state : options.states) encode_.keep |= uint64_t{1} << state;
+  }
+
+  void prefetch(const Batch& batch) { loader_.prefetch(batch); }
+
+  void compute(const Batch& batch, StateCache& cache) {
+    ScratchScope acts(acts_), scratch(scratch_);
+    Tape tape(ctx_, /*recording=*/false);
+    const Tensor wave = load(batch);
+    const Segments segments = pack_.frames();
+    const Var frames = encoder_.features(tape, wave, pack_);
+    const HiddenStates hidden = encoder_.encode(tape, frames, segments, encode_);
+    for (size_t s = 0; s < cache.states.size(); ++s) {
+      const Var state = hidden.states[options_.states[s]];
+      if (options_.pooled)
+        store(batch, segment_mean(tape, state, segments), {}, cache, s);
+      else
+        store(batch, state, segments, cache, s);
+    }
+  }
+
+ private:
+  Tensor load(const Batch& batch) {
+    std::vector<int32_t> lengths;
+    for (uint32_t row : batch) lengths.push_back(static_cast<int32_t>(samples_[row]));
+    // indices seed dropout only, and nothing drops here
+    pack_.assign(encoder_.config, lengths, std::vector<int32_t>(batch.size()));
+    const Tensor wave = pack_.wave(ctx_);
+    for (size_t b = 0; b < batch.size(); ++b) {
+      pack_.place(wave, static_cast<int>(b), loader_.get(batch[b]));
+      loader_.release(batch[b]);
+    }
+    return wave;
+  }
+
+  // segments empty: `rows` has one row an utterance.
+  void store(const Batch& batch, Tensor rows, Segments segments, StateCache& cache, size_t s) {
+    for (size_t b = 0; b < batch.size(); ++b) {
+      const int64_t first = options_.pooled ? static_cast<int64_t>(b) : segments.starts[b];
+      std::memcpy(cache.states[s].data() + cache.starts[batch[b]] * cache.width, rows.row(first),
+                  cache.length(batch[b]) * cache.width * sizeof(float));
+    }
+  }
+
+  const Encoder& encoder_;
+  std::span<const int64_t> samples_;
+  const StateOptions& options_;
+  AudioLoader loader_;
+  Arena acts_, scratch_;
+  Context ctx_;
+  EncodeOptions encode_;
+  WavePack pack_;
+};
+
+}  // namespace
+
+std::vector<int> parse_states(std::string_view text, int count) {
+  std::vector<int> states;
+  if (text == "all") {
+    states.resize(count);
+    std::iota(states.begin(), states.end(), 0);
+    return states;
+  }
+  if (text == "last") return {count - 1};
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    states.push_back(parse_state(text.substr(begin, end - begin), count));
+    begin = end + 1;
+  }
+  std::sort(states.begin(), states.end());
+  if (std::adjacent_find(states.begin(), states.end()) != states.end())
+    fail(Kind::usage, "states: {} names a state twice", printable(text));
+  return states;
+}
+
+int64_t cache_bytes(const Config& config, std::span<const int64_t> samples,
+                    const StateOptions& options) {
+  int64_t rows = 0;
+  for (int64_t n : samples) rows += options.pooled ? 1 : config.frames(n);
+  return rows * config.width * static_cast<int64_t>(options.states.size() * sizeof(float));
+}
+
+StateCache compute_states(const Encoder& encoder, Prepared& prepared, const Manifest& manifest,
+                          std::span<const int64_t> samples, const StateOptions& options,
+                          const std::function<void(int64_t done)>& progress) {
+  StateCache cache = empty_cache(encoder.config, samples, options);
+  StateComputer computer(encoder, prepared, manifest, samples, options);
+  const std::vector<Batch> packs = packs_of(encoder.config, samples, options.pack_frames);
+  int64_t done = 0;
+  if (!packs.empty()) computer.prefetch(packs[0]);
+  for (size_t p = 0; p < packs.size(); ++p) {
+    if (p + 1 < packs.size()) computer.prefetch(packs[p + 1]);
+    computer.compute(packs[p], cache);
+    done += static_cast<int64_t>(packs[p].size());
+    progress(done);
+  }
+  return cache;
+}
+
+}  // namespace sft
