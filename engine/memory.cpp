@@ -8,28 +8,39 @@
 namespace sft {
 namespace {
 
+constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
+
 // The first number of a file of the kernel's; absent, or a word: no limit.
 int64_t number_in(const std::string& path) {
   std::ifstream in(path);
   int64_t number = 0;
-  return in >> number ? number : std::numeric_limits<int64_t>::max();
+  return in >> number ? number : kNoLimit;
 }
 
-int64_t system_memory() {
-  std::ifstream in("/proc/meminfo");
-  std::string key, unit;
-  for (int64_t kib = 0; in >> key >> kib; std::getline(in, unit))
-    if (key == "MemAvailable:") return kib * 1024;
-  return std::numeric_limits<int64_t>::max();
+// The number behind `key` at the start of a line; `absent` if there is no such line.
+int64_t number_of(const std::string& path, const std::string& key, int64_t absent) {
+  std::ifstream in(path);
+  std::string name, rest;
+  for (int64_t number = 0; in >> name >> number; std::getline(in, rest))
+    if (name == key) return number;
+  return absent;
+}
+
+// Of our control group; pages of files count as used there, but give way.
+int64_t group_memory() {
+  const std::string group = "/sys/fs/cgroup/memory.";
+  const int64_t limit = number_in(group + "max");
+  if (limit == kNoLimit) return kNoLimit;
+  const int64_t used = number_in(group + "current"),
+                files = number_of(group + "stat", "inactive_file", 0);
+  return std::max<int64_t>(0, limit - std::max<int64_t>(0, used - files));
 }
 
 }  // namespace
 
 int64_t available_memory() {
-  const std::string group = "/sys/fs/cgroup/memory.";
-  const int64_t limit = number_in(group + "max");
-  if (limit == std::numeric_limits<int64_t>::max()) return system_memory();
-  return std::min(system_memory(), std::max<int64_t>(0, limit - number_in(group + "current")));
+  const int64_t kib = number_of("/proc/meminfo", "MemAvailable:", -1);
+  return std::min(kib < 0 ? kNoLimit : kib * 1024, group_memory());
 }
 
 }  // namespace sft

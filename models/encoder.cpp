@@ -77,7 +77,7 @@ HiddenStates Encoder::encode(Tape& t, Var features, Segments segments,
                              const EncodeOptions& options) const {
   HiddenStates out;
   out.count = static_cast<int>(layers.size()) + 1;
-  const auto keep = [&](int i) { return options.keep_all || options.keep >> i & 1; };
+  const auto keep = [&](int i) { return options.keep_all || (i < 64 && (options.keep >> i & 1)); };
   Var x = t.block(
       "enc.entry", {features}, false,
       [](Tape& t, std::span<const Var> in, const EntryState& s) { return run_entry(t, in, s); },

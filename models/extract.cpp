@@ -54,7 +54,8 @@ HiddenStates Extractor::encode(bool dry, std::span<const std::span<const float>>
   const Tensor wave = pack_.wave(ctx);
   for (size_t b = 0; b < waves.size(); ++b) pack_.place(wave, static_cast<int>(b), waves[b]);
   EncodeOptions options;
-  for (int state : states_) options.keep |= uint64_t{state < 64} << (state % 64);
+  for (int state : states_)  // state 64 can only be the last, which is always kept
+    if (state < 64) options.keep |= uint64_t{1} << state;
   const Var frames = encoder_.features(tape, wave, pack_);
   return encoder_.encode(tape, frames, pack_.frames(), options);
 }

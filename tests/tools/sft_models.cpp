@@ -1,0 +1,259 @@
+// sft-init, sft-info, sft-convert and sft-extract as a user sees them.
+#include <sndfile.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "engine/formats/safetensors.h"
+#include "engine/io/file.h"
+#include "models/checkpoint.h"
+#include "tests/doctest.h"
+#include "tests/golden_signal.h"
+#include "tests/run_program.h"
+#include "tests/temporary_folder.h"
+
+using namespace sft;
+using test::Outcome;
+using test::run_program;
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+namespace {
+
+bool absent(const char* name) {
+  if (!test::program_path(name).empty()) return false;
+  test::skip(fmt::format("{} was not built", name));
+  return true;
+}
+
+std::string folder_of(const std::string& name) { return test::golden("models/" + name); }
+
+void write_audio(const std::string& path, const std::vector<float>& samples, int channels = 1) {
+  SF_INFO info{
+      .samplerate = 16000, .channels = channels, .format = SF_FORMAT_WAV | SF_FORMAT_FLOAT};
+  SNDFILE* file = sf_open(path.c_str(), SFM_WRITE, &info);
+  REQUIRE(file != nullptr);
+  for (float x : samples) {
+    const std::vector<float> frame(static_cast<size_t>(channels), x);
+    sf_writef_float(file, frame.data(), 1);
+  }
+  sf_close(file);
+}
+
+void expect_failure(const Outcome& o, int code, const std::string& part) {
+  EXPECT(o.code == code);
+  EXPECT(o.out.empty());
+  EXPECT_MESSAGE(o.err.find(part) != std::string::npos, o.err);
+}
+
+// State l of utterance `stem` against the golden file of `signal`.
+double error_of(const std::string& path, const test::GoldenFile& values, int64_t samples, int l) {
+  const TensorFile file = open_safetensors(path);
+  const TensorInfo& info = file.at(fmt::format("hidden.{}", l));
+  const std::vector<float> expected = values.values(fmt::format("hidden.{}.{}", samples, l));
+  std::vector<float> ours(static_cast<size_t>(info.shape.count()));
+  file.read_f32(info, ours);
+  REQUIRE(ours.size() == expected.size());
+  return test::relative_error(ours.data(), expected.data(), info.shape.count());
+}
+
+}  // namespace
+
+TEST_CASE("sft-init: a preset, settings, and what is wrong with them") {
+  if (absent("sft-init")) return;
+  const test::TemporaryFolder folder;
+  const std::string path = folder / "m.gguf";
+  const auto init = [&](std::vector<std::string> arguments) {
+    arguments.insert(arguments.end(), {"-o", path});
+    return run_program("sft-init", arguments);
+  };
+  const Outcome o = init({"hubert-tiny", "--set", "hubert.block_count=2", "--set",
+                          "hubert.conv.dims=8,8,8,8,8,8,16", "--seed", "7", "--json"});
+  EXPECT(o.code == 0);
+  const ModelFile model = open_model(path);
+  EXPECT(Json::parse(o.out).at("id") == model_id(model.tensors));
+  EXPECT(model.config.layers == 2);
+  EXPECT(model.config.conv_dims.back() == 16);
+  EXPECT(model.config.provenance.string("general.name") == "hubert-tiny");
+  EXPECT(model.config.provenance.string("general.description") ==
+         "hubert-tiny, random values of seed 7");
+  const std::string before = read_text(path, 64 << 20);
+  expect_failure(init({"hubert-tiny"}), 2, "m.gguf: exists already\nhint: --force");
+  EXPECT(init({"hubert-tiny", "--set", "hubert.block_count=2", "--set",
+               "hubert.conv.dims=8,8,8,8,8,8,16", "--seed", "7", "--force"})
+             .code == 0);
+  EXPECT(read_text(path, 64 << 20) == before);
+
+  fs::remove(path);
+  expect_failure(init({"hubert-tiny", "--set", "hubert.blok_count=2"}), 2,
+                 "--set: there is no key hubert.blok_count\nhint: did you mean hubert.block_count");
+  expect_failure(init({"hubert-tiny", "--set", "hubert.block_count=two"}), 2,
+                 "--set hubert.block_count: 'two' (expected a whole number)");
+  expect_failure(init({"hubert-tiny", "--set", "hubert.attention.head_count=3"}), 2,
+                 "attention.head_count 3 does not divide embedding_length 128");
+  expect_failure(init({"hubert-tiny", "--set", "hubert.block_count"}), 2, "(expected KEY=VALUE)");
+  expect_failure(init({"hubert-teeny"}), 2, "there is no preset hubert-teeny\nhint: did you mean");
+  EXPECT(!fs::exists(path));
+  const Outcome nowhere =
+      run_program("sft-init", {"hubert-tiny", "-o", folder / "no/such/folder/m.gguf"});
+  expect_failure(nowhere, 4, "m.gguf");
+}
+
+TEST_CASE("sft-info: configuration, tensors, checks") {
+  if (absent("sft-info")) return;
+  const Outcome text = run_program("sft-info", {folder_of("hubert-group")});
+  EXPECT(text.code == 0);
+  EXPECT(text.err.empty());
+  EXPECT(text.out.find("loaded 67/67 tensors, hubert, 3 layers of 32, 41K parameters, id ") !=
+         std::string::npos);
+  EXPECT(text.out.find("hubert.embedding_length\t32\n") != std::string::npos);
+  const Outcome o =
+      run_program("sft-info", {folder_of("hubert-group"), "--tensors", "--check", "--json"});
+  EXPECT(o.code == 0);
+  const Json report = Json::parse(o.out);
+  EXPECT(report.at("config").at("hubert.conv.norm") == "group");
+  EXPECT(report.at("table").size() == 67);
+  EXPECT(report.at("table")[0].at("not_finite") == 0);
+  const Outcome table = run_program("sft-info", {folder_of("hubert-group"), "--tensors"});
+  EXPECT(table.out.find("\nconv.0.weight\t[16, 1, 10]\tf32\n") != std::string::npos);
+}
+
+TEST_CASE("sft-info: values that are not finite fail the check, and only it") {
+  if (absent("sft-info")) return;
+  const test::TemporaryFolder folder;
+  ModelFile model = open_model(folder_of("hubert-group"));
+  std::vector<float> norm(32, 1);
+  norm[5] = NAN, norm[6] = INFINITY;
+  model.tensors.add_owned("enc.norm.weight", {32}, norm);
+  const std::string path = folder / "nan.gguf";
+  save_model(path, "gguf", model.config, model.tensors);
+  EXPECT(run_program("sft-info", {path}).code == 0);
+  const Outcome o = run_program("sft-info", {path, "--check"});
+  EXPECT(o.code == 6);
+  EXPECT(o.err == fmt::format("sft-info: error: {}: 2 values in 1 tensors are not finite, first in "
+                              "enc.norm.weight\n",
+                              path));
+  // and nothing is computed from, or made of, such a file
+  if (absent("sft-convert")) return;
+  expect_failure(run_program("sft-convert", {path, "-o", folder / "out.gguf"}), 3,
+                 "tensor enc.norm.weight: element 5 is nan (expected finite numbers)");
+  EXPECT(!fs::exists(folder / "out.gguf"));
+  write_audio(folder / "a.wav", test::golden_signal(1, 4000));
+  expect_failure(run_program("sft-extract", {path, folder / "a.wav", "-o", folder / "out"}), 3,
+                 "tensor enc.norm.weight: element 5 is nan");
+}
+
+TEST_CASE("sft-convert: reports, verifies, refuses") {
+  if (absent("sft-convert")) return;
+  const test::TemporaryFolder folder;
+  const std::string wav = folder / "a.wav", gguf = folder / "m.gguf";
+  write_audio(wav, test::golden_signal(3, 9000));
+  const std::string in = folder_of("wav2vec2-group");
+  const Outcome o = run_program("sft-convert", {in, "-o", gguf, "--verify", wav});
+  EXPECT(o.code == 0);
+  EXPECT(o.out.find(in + ": loaded 65/65 tensors, wav2vec2, 2 layers of 32") == 0);
+  EXPECT(o.out.find("state\tlargest difference\trelative\n0\t0\t0\n1\t0\t0\n2\t0\t0\n") !=
+         std::string::npos);
+  expect_failure(run_program("sft-convert", {in, "-o", gguf}), 2, "exists already");
+  const Outcome back = run_program("sft-convert", {gguf, "-o", folder / "hf", "--json"});
+  EXPECT(back.code == 0);
+  EXPECT(Json::parse(back.out).at("format") == "hf");
+  EXPECT(Json::parse(back.out).at("remarks").size() == 1);
+  const Outcome third =
+      run_program("sft-convert", {folder / "hf", "-o", folder / "again", "--to", "gguf"});
+  EXPECT(third.code == 0);
+  EXPECT(read_text(gguf, 64 << 20) == read_text(folder / "again", 64 << 20));
+  expect_failure(run_program("sft-convert", {wav, "-o", folder / "x.gguf"}), 3,
+                 "is audio (RIFF) (expected a GGUF or safetensors file)");
+  expect_failure(run_program("sft-convert", {in, "-o", folder / "x.gguf", "--to", "onnx"}), 2,
+                 "--to: onnx (expected gguf, hf, safetensors)");
+}
+
+TEST_CASE("sft-extract: states equal the goldens, alone and in a batch") {
+  if (absent("sft-extract")) return;
+  for (const char* name : {"hubert-group", "hubert-layer", "wav2vec2-group", "wav2vec2-layer"}) {
+    const test::TemporaryFolder folder;
+    const test::GoldenFile values(std::string(name) + ".safetensors");
+    fs::create_directories(folder / "audio/more");
+    write_audio(folder / "audio/short.wav", test::golden_signal(400, 400));
+    write_audio(folder / "audio/more/long.wav", test::golden_signal(21920, 21920));
+    std::ofstream(folder / "audio/notes.txt") << "not audio\n";
+    const Outcome o = run_program("sft-extract", {folder_of(name), folder / "audio", "--states",
+                                                  "all", "-o", folder / "out", "--json"});
+    EXPECT_MESSAGE(o.code == 0, o.err);
+    EXPECT(Json::parse(o.out).at("utterances") == 2);
+    EXPECT(Json::parse(o.out).at("frames") == 69);
+    const int layers = static_cast<int>(open_model(folder_of(name)).config.layers);
+    for (int l = 0; l <= layers; ++l) {
+      EXPECT(error_of(folder / "out/short.safetensors", values, 400, l) < 1e-5);
+      EXPECT(error_of(folder / "out/long.safetensors", values, 21920, l) < 1e-5);
+    }
+  }
+}
+
+TEST_CASE("sft-extract: npy, chosen states, manifests with rows too short") {
+  if (absent("sft-extract")) return;
+  const test::TemporaryFolder folder;
+  write_audio(folder / "a.wav", test::golden_signal(1, 16000), 8);
+  write_audio(folder / "b.wav", test::golden_signal(2, 399));
+  std::ofstream(folder / "m.tsv") << "id\tpath\tseconds\tstart\tend\n"
+                                     "whole\ta.wav\t1\t-\t-\n"
+                                     "cut\ta.wav\t0.5\t0.25\t0.75\n"
+                                     "tiny\tb.wav\t0.0249\t-\t-\n";
+  const std::string model = folder_of("hubert-group"), out = folder / "out";
+  const Outcome o = run_program(
+      "sft-extract", {model, folder / "m.tsv", "--states", "0,2", "--format", "npy", "-o", out});
+  EXPECT_MESSAGE(o.code == 0, o.err);
+  EXPECT(o.out.find("2 utterances, 73 frames, 1.5 s of audio") == 0);
+  EXPECT(o.out.find("1 rows too short: tiny\n") != std::string::npos);
+  // 49 and 24 frames of 32 numbers behind a head of 128 bytes
+  EXPECT(fs::file_size(out + "/whole/hidden.0.npy") == 128 + 49 * 32 * 4);
+  EXPECT(fs::file_size(out + "/cut/hidden.2.npy") == 128 + 24 * 32 * 4);
+  EXPECT(!fs::exists(out + "/cut/hidden.1.npy"));
+  EXPECT(!fs::exists(out + "/tiny"));
+  expect_failure(run_program("sft-extract", {model, folder / "m.tsv", "--states", "0,2", "--format",
+                                             "npy", "-o", out}),
+                 2, "hidden.0.npy: exists already\nhint: --force replaces it");
+}
+
+TEST_CASE("sft-extract: what cannot be extracted") {
+  if (absent("sft-extract")) return;
+  const test::TemporaryFolder folder;
+  const std::string model = folder_of("hubert-group"), out = folder / "out";
+  const auto refuses = [&](std::vector<std::string> arguments, int code, const std::string& part) {
+    arguments.insert(arguments.begin(), model);
+    arguments.insert(arguments.end(), {"-o", out});
+    expect_failure(run_program("sft-extract", arguments), code, part);
+    EXPECT(!fs::exists(out));
+  };
+  write_audio(folder / "short.wav", test::golden_signal(2, 399));
+  write_audio(folder / "nan.wav", {0.1f, NAN, 0.2f});
+  write_audio(folder / "empty.wav", {});
+  write_audio(folder / "a.wav", test::golden_signal(1, 4000));
+  fs::create_directory(folder / "other");
+  write_audio(folder / "other/a.flac", test::golden_signal(1, 4000));
+  std::ofstream(folder / "text.wav") << "this is not audio\n";
+  std::ofstream(folder / "m.tsv") << "id\tpath\tseconds\nx/y\ta.wav\t0.25\n";
+  fs::create_directory(folder / "nothing");
+  refuses({folder / "short.wav"}, 3, "short.wav: 399 samples at 16 kHz (expected at least 400)");
+  refuses({folder / "text.wav"}, 3, "text.wav");
+  refuses({folder / "empty.wav"}, 3, "empty.wav");
+  refuses({folder / "absent.wav"}, 3, "absent.wav");
+  refuses({folder / "nothing"}, 3, "nothing: no audio files in this folder");
+  refuses({folder / "a.wav", folder / "other"}, 3, "would both be written as a");
+  refuses({folder / "m.tsv"}, 3, "id x/y cannot be the name of a file");
+  refuses({folder / "a.wav", "--states", "4"}, 2, "--states: '4' (expected all, last, or numbers");
+  refuses({folder / "a.wav", "--states", "0,,1"}, 2, "--states: ''");
+  refuses({folder / "a.wav", "--format", "mat"}, 2, "--format: mat (expected safetensors, npy)");
+  const Outcome nan = run_program("sft-extract", {model, folder / "nan.wav", "-o", out});
+  EXPECT(nan.code == 3);
+  fs::create_directory(folder / "locked");
+  fs::permissions(folder / "locked", fs::perms::owner_read | fs::perms::owner_exec);
+  if (geteuid() != 0)
+    expect_failure(
+        run_program("sft-extract", {model, folder / "a.wav", "-o", folder / "locked/out"}), 4,
+        "locked/out");
+}
