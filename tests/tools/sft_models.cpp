@@ -1,6 +1,5 @@
 // sft-init, sft-info, sft-convert and sft-extract as a user sees them.
 #include <sndfile.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <filesystem>
@@ -250,10 +249,6 @@ TEST_CASE("sft-extract: what cannot be extracted") {
   refuses({folder / "a.wav", "--format", "mat"}, 2, "--format: mat (expected safetensors, npy)");
   const Outcome nan = run_program("sft-extract", {model, folder / "nan.wav", "-o", out});
   EXPECT(nan.code == 3);
-  fs::create_directory(folder / "locked");
-  fs::permissions(folder / "locked", fs::perms::owner_read | fs::perms::owner_exec);
-  if (geteuid() != 0)
-    expect_failure(
-        run_program("sft-extract", {model, folder / "a.wav", "-o", folder / "locked/out"}), 4,
-        "locked/out");
+  expect_failure(run_program("sft-extract", {model, folder / "a.wav", "-o", folder / "a.wav/out"}),
+                 4, "a.wav/out");
 }
