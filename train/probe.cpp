@@ -7,7 +7,7 @@
 #include <map>
 
 #include "engine/nearest.h"
-#include "models/checkpoint.h"
+#include "models/extract.h"
 #include "train/tasks/finetune.h"
 
 namespace sft {
@@ -308,7 +308,7 @@ ProbeReport probe(const ProbeJob& job) {
   for (const std::string& remark : model.remarks) job.say(remark);
   check_finite(model);
   StateOptions options;
-  options.states = parse_states(c.probe.states, static_cast<int>(model.config.layers) + 1);
+  options.states = parse_states(c.probe.states, model.config.layers);
   options.pooled = !settings.ctc();
   Data data = read_data(job, model.config, settings);
   ProbeReport report = describe(job, settings, data);

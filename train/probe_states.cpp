@@ -1,7 +1,6 @@
 #include "train/probe_states.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cstring>
 #include <numeric>
 
@@ -14,15 +13,6 @@ namespace sft {
 namespace {
 
 constexpr int64_t kKeepAudio = int64_t{64} << 20;  // bytes of audio decoded ahead
-
-int parse_state(std::string_view text, int count) {
-  int state = -1;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), state);
-  if (error != std::errc() || end != text.data() + text.size() || state < 0 || state >= count)
-    fail(Kind::usage, "states: {} is no state of this encoder (expected all, last, or 0..{})",
-         printable(text), count - 1);
-  return state;
-}
 
 StateCache empty_cache(const Config& config, std::span<const int64_t> samples,
                        const StateOptions& options) {
@@ -110,25 +100,6 @@ class StateComputer {
 };
 
 }  // namespace
-
-std::vector<int> parse_states(std::string_view text, int count) {
-  std::vector<int> states;
-  if (text == "all") {
-    states.resize(count);
-    std::iota(states.begin(), states.end(), 0);
-    return states;
-  }
-  if (text == "last") return {count - 1};
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(',', begin), text.size());
-    states.push_back(parse_state(text.substr(begin, end - begin), count));
-    begin = end + 1;
-  }
-  std::sort(states.begin(), states.end());
-  if (std::adjacent_find(states.begin(), states.end()) != states.end())
-    fail(Kind::usage, "states: {} names a state twice", printable(text));
-  return states;
-}
 
 int64_t cache_bytes(const Config& config, std::span<const int64_t> samples,
                     const StateOptions& options) {

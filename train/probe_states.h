@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <functional>
 #include <span>
-#include <string_view>
 #include <vector>
 
 #include "models/encoder.h"
@@ -30,9 +29,6 @@ struct StateOptions {
   bool pooled = true;
   int64_t pack_frames = 1500;  // frames that the encoder sees at a time; longer utterances alone
 };
-
-// "all", "last", or "0,6,12", of an encoder with `count` states: ascending. Kind::usage otherwise.
-std::vector<int> parse_states(std::string_view text, int count);
 
 // Bytes of the cache of utterances of so many samples.
 int64_t cache_bytes(const Config& config, std::span<const int64_t> samples,

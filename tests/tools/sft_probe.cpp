@@ -101,7 +101,8 @@ TEST_CASE("sft-probe: exit codes and messages") {
   fails({f.model}, 2, "missing --task");
   fails({f.model, "--task", "asv"}, 2, "--task: asv");
   fails({f.model, "--task", "sid", "--lr", "1", "--lr-sweep"}, 2, "exclude each other");
-  fails({f.model, "--task", "sid", "--data", f.data, "--states", "2"}, 2, "2 is no state");
+  fails({f.model, "--task", "sid", "--data", f.data, "--states", "2"}, 2,
+        "'2' (expected all, last");
   fails({f.model, "--task", "sid", "--data", f.data, "--set", "probe.step=3"}, 2,
         "there is no key probe.step");
   fails({f.model, "--task", "sid", "--data", f.data, "--label", "speakr"}, 3, "speakr");
