@@ -1,6 +1,5 @@
 // All tests. `tests` alone runs everything; doctest's options (-tc=, -sc=, ...) choose.
 // Closes with "N passed, N failed, N skipped" (test cases).
-#define DOCTEST_CONFIG_IMPLEMENT
 #include "engine/cpu/isa.h"
 #include "tests/doctest.h"
 

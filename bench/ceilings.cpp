@@ -1,0 +1,114 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "bench/ceilings.cpp"
+#include <hwy/foreach_target.h>  // compiles this file once per instruction set
+
+#include "engine/cpu/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace sft::HWY_NAMESPACE {
+
+constexpr int kChains = 12;  // independent sums: latency times units, within 16 registers
+
+// FLOPs of `steps` rounds of fused multiply-adds on registers; the result goes to `sink`.
+double multiply_add(int64_t steps, float a, float b, float* sink) {
+  const Vec factor = set(a), term = set(b);
+  Vec sums[kChains];
+  for (int i = 0; i < kChains; ++i) sums[i] = set(static_cast<float>(i));
+  for (int64_t s = 0; s < steps; ++s)
+    for (int i = 0; i < kChains; ++i) sums[i] = hn::MulAdd(sums[i], factor, term);
+  for (int i = 1; i < kChains; ++i) sums[0] = hn::Add(sums[0], sums[i]);
+  *sink = sum(sums[0]);
+  return 2.0 * static_cast<double>(steps * kChains * lanes());
+}
+
+float read_all(const float* from, int64_t n) {
+  Vec sums[4] = {zero(), zero(), zero(), zero()};
+  const int64_t step = lanes();
+  for (int64_t i = 0; i + 4 * step <= n; i += 4 * step)
+    for (int k = 0; k < 4; ++k) sums[k] = hn::Add(sums[k], load(from + i + k * step, step));
+  return sum(hn::Add(hn::Add(sums[0], sums[1]), hn::Add(sums[2], sums[3])));
+}
+
+void copy_all(const float* from, int64_t n, float* to) {
+  for_vectors(n, [&](int64_t i, int64_t count) { store(load(from + i, count), to + i, count); });
+}
+
+}  // namespace sft::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include <omp.h>
+
+#include <algorithm>
+
+#include "bench/ceilings.h"
+#include "bench/spread.h"
+#include "engine/arena.h"
+#include "engine/cpu/parallel.h"
+
+namespace sft {
+namespace {
+
+HWY_EXPORT(multiply_add);
+HWY_EXPORT(read_all);
+HWY_EXPORT(copy_all);
+
+constexpr double kSeconds = 0.25;                // for each rate
+constexpr int64_t kSteps = 500'000;              // 1 ms and more
+constexpr int64_t kBuffer = int64_t{128} << 20;  // bytes, two of them
+constexpr int64_t kGrain = int64_t{1} << 20;     // elements
+
+// The highest amount per second, over many short runs of f: a busy machine leaves some alone.
+template <class F>
+double best_rate(F&& f) {
+  double best = 0;
+  for (const Stopwatch all; all.seconds() < kSeconds;) {
+    const Stopwatch watch;
+    const double amount = f();
+    best = std::max(best, amount / watch.seconds());
+  }
+  return best;
+}
+
+double arithmetic(int threads) {
+  return best_rate([&] {
+    double flops = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : flops)
+    {
+      float sink = 0;
+      flops += HWY_DYNAMIC_DISPATCH(multiply_add)(kSteps, 0.999f, 0.25f, &sink);
+      CHECK(sink > 0, "the sum of positive numbers is {}", sink);
+    }
+    return flops;
+  });
+}
+
+}  // namespace
+
+Ceilings measure_ceilings() {
+  Ceilings c{arithmetic(1), arithmetic(omp_get_max_threads()), 0, 0};
+  Arena memory(2 * kBuffer);
+  constexpr int64_t kCount = kBuffer / static_cast<int64_t>(sizeof(float));
+  const Tensor from = memory.tensor({kCount}), to = memory.tensor({kCount});
+  cpu::parallel_for(kCount, kGrain, [&](int64_t begin, int64_t end) {
+    std::fill(from.f32() + begin, from.f32() + end, 1.0f);
+    std::fill(to.f32() + begin, to.f32() + end, 0.0f);
+  });
+  c.copy = best_rate([&] {
+    cpu::parallel_for(kCount, kGrain, [&](int64_t begin, int64_t end) {
+      HWY_DYNAMIC_DISPATCH(copy_all)(from.f32() + begin, end - begin, to.f32() + begin);
+    });
+    return 2.0 * kBuffer;
+  });
+  c.read = best_rate([&] {
+    cpu::parallel_for(kCount, kGrain, [&](int64_t begin, int64_t end) {
+      // the sum is kept, or the loop would go
+      to.f32()[begin] = HWY_DYNAMIC_DISPATCH(read_all)(from.f32() + begin, end - begin);
+    });
+    return 1.0 * kBuffer;
+  });
+  return c;
+}
+
+}  // namespace sft
+#endif

@@ -1,0 +1,288 @@
+#include "bench/model.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <fstream>
+#include <map>
+
+#include "engine/ops/adam.h"
+#include "engine/ops/grad_norm.h"
+#include "engine/rng.h"
+#include "train/tasks/finetune.h"
+
+namespace sft {
+namespace {
+
+constexpr int kRate = 16000, kUnits = 32, kLabelsPerSecond = 16;
+constexpr float kHeadDropout = 0.2f;
+constexpr std::array kMixed{3, 5, 7, 9, 10, 12, 14, 15};  // seconds
+
+int fixed_seconds(const std::string& mix) {
+  int seconds = 0;
+  if (!mix.starts_with("fixed:")) return 0;
+  const char *begin = mix.data() + 6, *end = mix.data() + mix.size();
+  const auto [stop, error] = std::from_chars(begin, end, seconds);
+  return error == std::errc() && stop == end && seconds <= 600 ? seconds : 0;
+}
+
+Config with_head(Config config, const Workload& workload) {
+  config.task = {.kind = "ctc", .head = workload.head.starts_with("linear") ? "linear" : "blstm"};
+  for (int i = 0; i < kUnits; ++i) config.task.units.push_back(fmt::format("{}", i));
+  return config;
+}
+
+// Weights of the size that initialisation gives, from a small pool of random numbers: drawing each
+// would take seconds, and none of the arithmetic depends on them.
+class RandomWeights {
+ public:
+  explicit RandomWeights(uint64_t seed) : pool_(1 << 16) {
+    Draws draws(seed, 0, 0, fnv1a("bench.weights"));
+    for (float& x : pool_) x = static_cast<float>(draws.normal());
+  }
+  void add(TensorMap& to, const std::vector<TensorSpec>& specs) {
+    for (const TensorSpec& spec : specs) {
+      std::vector<float> values(spec.shape.count(), 1.0f);
+      if (!spec.name.ends_with("norm.weight") && !spec.name.ends_with("weight_g"))
+        fill(spec, values);
+      to.add_owned(spec.name, spec.shape, std::move(values));
+    }
+  }
+
+ private:
+  void fill(const TensorSpec& spec, std::vector<float>& values) {
+    const double fan_in =
+        static_cast<double>(spec.shape.count()) / static_cast<double>(spec.shape[0]);
+    const auto scale = static_cast<float>(spec.shape.rank() > 1 ? 1 / std::sqrt(fan_in) : 0.01);
+    for (float& x : values) x = scale * pool_[next_++ % pool_.size()];
+    next_ += 12345;  // no two tensors alike
+  }
+  std::vector<float> pool_;
+  size_t next_ = 0;
+};
+
+int64_t resident_bytes() {
+  int64_t pages = 0, resident = 0;
+  std::ifstream("/proc/self/statm") >> pages >> resident;
+  return resident * sysconf(_SC_PAGESIZE);
+}
+
+// Seconds per step of each profiled op, over the timed steps.
+class Kernels {
+ public:
+  void add(const Profile& profile) {
+    for (const Profile::Row& row : profile.rows()) {
+      Series& series = rows_[std::string(row.name)];
+      series.seconds.push_back(row.seconds);
+      series.cpu_seconds.push_back(row.cpu_seconds);
+      series.last = row;
+    }
+  }
+  std::vector<KernelRow> rows() const {
+    std::vector<KernelRow> out;
+    for (const auto& [name, series] : rows_)
+      out.push_back({name, static_cast<double>(series.last.calls), spread_of(series.seconds),
+                     spread_of(series.cpu_seconds).median, series.last.flops, series.last.bytes});
+    std::stable_sort(out.begin(), out.end(), [](const KernelRow& a, const KernelRow& b) {
+      return a.seconds.median > b.seconds.median;
+    });
+    return out;
+  }
+
+ private:
+  struct Series {
+    std::vector<double> seconds, cpu_seconds;
+    Profile::Row last;
+  };
+  std::map<std::string, Series> rows_;
+};
+
+class ModelBench {
+ public:
+  ModelBench(const Config& config, const Workload& workload)
+      : trains_(workload.task != "extract"),
+        whole_(workload.task == "train-full"),
+        model_{Encoder(config), {TaskHead(config.task, config.width)}},
+        ctx_{.acts = acts_,
+             .scratch = scratch_,
+             .prepared = store_.prepared(),
+             .rng = {workload.seed, 0}},
+        tape_(ctx_, trains_) {
+    bind(workload.seed);
+    make_batch(utterance_seconds(workload), workload.seed);
+    if (workload.head.ends_with("+cached")) keep_features();
+    ctx_.dry = true;
+    step();
+    ctx_.dry = false;
+    planned_ = store_.bytes() + source_bytes_ + kept_.peak() + acts_.peak() + scratch_.peak();
+  }
+
+  void step() {
+    acts_.rewind(0), scratch_.rewind(0);
+    if (trains_)
+      update();
+    else
+      hidden(EncodeOptions{.keep_all = true});
+  }
+
+  int64_t frames() const { return pack_.frames().total(); }
+  int64_t planned_bytes() const { return planned_; }
+  void set_profile(Profile* profile) { ctx_.profile = profile; }
+
+ private:
+  void bind(uint64_t seed) {
+    TensorMap source;
+    RandomWeights(seed).add(source, tensor_specs(model_));
+    for (const auto& [name, tensor] : source.tensors) source_bytes_ += tensor.bytes();
+    const std::vector<std::string> freeze{"conv.*"};
+    store_.bind(param_requests(model_), source, "random weights",
+                [&](std::string_view name) {
+                  const int range = finetune_range(name, freeze);
+                  return !trains_ || (range == 1 && !whole_) ? -1 : range;
+                },
+                {"head", "encoder"});
+  }
+
+  void make_batch(const std::vector<int>& seconds, uint64_t seed) {
+    std::vector<int32_t> lengths, utterances;
+    for (size_t b = 0; b < seconds.size(); ++b) {
+      lengths.push_back(seconds[b] * kRate);
+      utterances.push_back(static_cast<int32_t>(b));
+      Draws sound(seed, static_cast<uint32_t>(b), 0, fnv1a("bench.audio"));
+      std::vector<float>& wave = waves_.emplace_back(lengths.back());
+      for (float& x : wave) x = static_cast<float>(0.1 * sound.normal());
+      const int64_t labels = seconds[b] * kLabelsPerSecond;
+      for (int64_t i = 0; i < labels; ++i)
+        labels_.push_back(1 + static_cast<int32_t>(sound.below(kUnits - 1)));
+      label_starts_.push_back(static_cast<int32_t>(labels_.size()));
+      weights_.push_back(1 / static_cast<float>(labels * static_cast<int64_t>(seconds.size())));
+    }
+    pack_.assign(model_.encoder.config, lengths, utterances);
+  }
+
+  Var features() {
+    if (features_) return Var{features_};
+    const Tensor wave = pack_.wave(ctx_);
+    for (size_t b = 0; !ctx_.dry && b < waves_.size(); ++b)
+      pack_.place(wave, static_cast<int>(b), waves_[b]);
+    return model_.encoder.features(tape_, wave, pack_);
+  }
+
+  void keep_features() {
+    const Tensor made = features();
+    features_ = kept_.tensor(made.shape);
+    std::copy_n(made.f32(), made.count(), features_.f32());
+    tape_.clear();
+  }
+
+  Var hidden(const EncodeOptions& options) {
+    return model_.encoder.encode(tape_, features(), pack_.frames(), options).last();
+  }
+
+  void update() {
+    ++ctx_.rng.update;
+    store_.forget_gradients();
+    const Var last = hidden({.rates = training_rates(model_.encoder.config)});
+    const Var logits = model_.task.head(tape_, last, pack_.frames(), kHeadDropout);
+    tape_.loss(ctc(tape_, logits, pack_.frames(), {labels_, label_starts_}, weights_, 0).losses);
+    tape_.backward();
+    tape_.clear();
+    if (!ctx_.dry) optimise();
+  }
+
+  void optimise() {
+    store_.zero_unwritten();
+    std::vector<Tensor> gradients{store_.grad()};
+    const double norm = std::sqrt(grad_norm(ctx_, gradients));
+    const AdamStep step{.lr = 1e-4f,
+                        .clip_factor = static_cast<float>(std::min(1.0, 1 / (norm + 1e-6))),
+                        .step = static_cast<int64_t>(ctx_.rng.update)};
+    adam(ctx_, store_.master(), store_.grad(), store_.moment1(), store_.moment2(), step);
+    for (const ParamStore::Range& range : store_.ranges())
+      if (range.count()) store_.weights_changed(range);
+  }
+
+  const bool trains_, whole_;
+  FineTuneModel model_;
+  ParamStore store_;
+  int64_t source_bytes_ = 0, planned_ = 0;
+  Arena acts_, scratch_, kept_;
+  Context ctx_;
+  Tape tape_;
+  WavePack pack_;
+  std::vector<std::vector<float>> waves_;
+  std::vector<int32_t> labels_, label_starts_{0};
+  std::vector<float> weights_;
+  Tensor features_;  // kept
+};
+
+}  // namespace
+
+std::string Workload::id() const {
+  return fmt::format("{}/{}/{}/{}/{}", task, arch, mix, batch, head);
+}
+
+Workload complete(Workload w) {
+  const bool extract = w.task == "extract";
+  if (!extract && w.task != "train-head" && w.task != "train-full")
+    fail(Kind::usage, "--task {}: expected extract, train-head or train-full", printable(w.task));
+  if (w.mix != "mixed" && fixed_seconds(w.mix) < 1)
+    fail(Kind::usage, "--mix {}: expected fixed:SECONDS or mixed", printable(w.mix));
+  if (w.head.empty()) w.head = extract ? "all" : "blstm";
+  const std::string kind = w.head.substr(0, w.head.find("+cached"));
+  if (extract ? w.head != "all" : kind != "linear" && kind != "blstm")
+    fail(Kind::usage,
+         "--head {}: expected linear or blstm, with +cached or without; all to extract",
+         printable(w.head));
+  if (w.batch == 0) w.batch = w.mix == "mixed" ? 8 : w.mix == "fixed:5" && !extract ? 4 : 1;
+  return w;
+}
+
+std::vector<int> utterance_seconds(const Workload& workload) {
+  std::vector<int> seconds;
+  for (int b = 0; b < workload.batch; ++b)
+    seconds.push_back(workload.mix == "mixed" ? kMixed[static_cast<size_t>(b) % kMixed.size()]
+                                              : fixed_seconds(workload.mix));
+  return seconds;
+}
+
+ModelBenchResult bench_model(const Config& config, const Workload& workload,
+                             const std::function<void(int64_t done, int64_t total)>& progress) {
+  ModelBench bench(with_head(config, workload), workload);
+  const Stopwatch warm_up;
+  for (int i = 0; i < 3 && (i == 0 || warm_up.seconds() < 4); ++i) bench.step();
+  Profile profile;
+  bench.set_profile(&profile);
+  Kernels kernels;
+  std::vector<double> steps, cpu_steps, unaccounted;
+  for (int r = 0; r < workload.repeats; ++r) {
+    profile.clear();
+    const double cpu_start = process_cpu_seconds();
+    const Stopwatch watch;
+    bench.step();
+    steps.push_back(watch.seconds());
+    cpu_steps.push_back(process_cpu_seconds() - cpu_start);
+    unaccounted.push_back(steps.back() - profile.seconds());
+    kernels.add(profile);
+    progress(r + 1, workload.repeats);
+  }
+  ModelBenchResult out{{.id = workload.id(),
+                        .arch = workload.arch,
+                        .task = workload.task,
+                        .mix = workload.mix,
+                        .head = workload.head,
+                        .batch = workload.batch},
+                       kernels.rows()};
+  for (int seconds : utterance_seconds(workload)) out.result.audio_seconds += seconds;
+  out.result.frames = bench.frames();
+  out.result.step = spread_of(steps);
+  out.result.cpu_seconds = spread_of(cpu_steps).median;
+  out.result.unaccounted = spread_of(unaccounted).median;
+  out.result.planned_bytes = bench.planned_bytes();
+  out.result.resident_bytes = resident_bytes();
+  return out;
+}
+
+}  // namespace sft

@@ -1,0 +1,41 @@
+// A whole model at the workloads of bench/lengths.md, with random weights and audio: extraction of
+// all hidden states, or one update of fine-tuning.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "bench/report.h"
+#include "models/config.h"
+
+namespace sft {
+
+struct Workload {
+  std::string arch = "hubert-base";  // for the id
+  std::string task = "extract";      // extract, train-head, train-full
+  std::string mix = "fixed:5";       // fixed:SECONDS, mixed
+  int batch = 0;                     // utterances; 0: as bench/lengths.md says
+  // linear, blstm; `+cached` behind it: the convolutions' output is kept. Extraction: all.
+  std::string head;
+  uint64_t seed = 0;
+  int repeats = 5;
+
+  std::string id() const;
+};
+
+// Fills in batch and head; Kind::usage for a mix, task or head that is none.
+Workload complete(Workload workload);
+// Seconds of every utterance.
+std::vector<int> utterance_seconds(const Workload& workload);
+
+struct ModelBenchResult {
+  ModelResult result;
+  std::vector<KernelRow> kernels;  // per step, the slowest first
+};
+
+// At most three warm-up steps, fewer if they take more than four seconds; then the timed ones.
+ModelBenchResult bench_model(const Config& config, const Workload& workload,
+                             const std::function<void(int64_t done, int64_t total)>& progress);
+
+}  // namespace sft

@@ -1,0 +1,140 @@
+// sft-bench: ceilings of this machine, ops, models, and comparing two reports (docs/sft-bench.md).
+#include <charconv>
+
+#include "bench/ceilings.h"
+#include "bench/compare.h"
+#include "bench/model.h"
+#include "bench/ops.h"
+#include "engine/cpu/isa.h"
+#include "models/checkpoint.h"
+#include "tools/cli.h"
+
+using namespace sft;
+
+namespace {
+
+void print(const Cli& cli, const Report& report) {
+  fmt::print("{}", cli.json() ? report_json(report) : report_text(report));
+}
+
+Report started(const Cli& cli, const std::string& command) {
+  cpu::choose_isa();
+  return {.command = command, .seed = cli.seed(), .ceilings = measure_ceilings()};
+}
+
+void check_repeats(int repeats) {
+  if (repeats < 1) fail(Kind::usage, "--repeats {}: expected at least 1", repeats);
+}
+
+void ceilings(Cli& cli) {
+  cli.parse();
+  print(cli, started(cli, "ceilings"));
+}
+
+void ops(Cli& cli) {
+  OpsOptions options;
+  cli.option("--op", options.op, "only ops whose name begins so");
+  cli.option("--repeats", options.repeats, "timed repetitions of each case");
+  cli.parse();
+  check_repeats(options.repeats);
+  options.seed = cli.seed();
+  Report report = started(cli, "ops");
+  Progress progress(cli);
+  progress.phase("ops", "cases");
+  report.kernels = bench_ops(options, [&](int64_t done, int64_t total) {
+    progress.update(static_cast<double>(done), static_cast<double>(total));
+  });
+  progress.finish();
+  print(cli, report);
+}
+
+// A preset's configuration, or a model file's; the weights are random either way.
+Config config_of(const std::string& model) {
+  for (const std::string& name : preset_names())
+    if (name == model) return preset(model);
+  return open_model(model).config;
+}
+
+void model(Cli& cli) {
+  Workload workload;
+  cli.argument("MODEL", workload.arch, "a preset such as hubert-base, or a model");
+  cli.choice("--task", workload.task, {"extract", "train-head", "train-full"}, "what a step does");
+  cli.option("--mix", workload.mix, "lengths of the audio: fixed:SECONDS or mixed");
+  cli.option("--batch", workload.batch, "utterances a step; 0: as the mix has them");
+  cli.option("--head", workload.head,
+             "blstm or linear; with +cached, frozen convolutions are kept");
+  cli.option("--repeats", workload.repeats, "timed steps");
+  cli.parse();
+  check_repeats(workload.repeats);
+  if (workload.batch < 0) fail(Kind::usage, "--batch {}: expected at least 1", workload.batch);
+  workload.seed = cli.seed();
+  workload = complete(workload);
+  const Config config = config_of(workload.arch);
+  Report report = started(cli, "model");
+  Progress progress(cli);
+  progress.phase(workload.task, "steps");
+  ModelBenchResult done = bench_model(config, workload, [&](int64_t step, int64_t steps) {
+    progress.update(static_cast<double>(step), static_cast<double>(steps));
+  });
+  progress.finish();
+  report.kernels = std::move(done.kernels);
+  report.model = std::move(done.result);
+  print(cli, report);
+}
+
+// "5%", "5" -> 0.05
+double share(const std::string& text) {
+  double percent = -1;
+  const char* end = text.data() + text.size() - (text.ends_with('%') ? 1 : 0);
+  const auto [stop, error] = std::from_chars(text.data(), end, percent);
+  if (error != std::errc() || stop != end || !(percent >= 0))
+    fail(Kind::usage, "--fail-over {}: expected a percentage such as 5%", printable(text));
+  return percent / 100;
+}
+
+void compare(Cli& cli) {
+  std::string before, after;
+  std::optional<std::string> fail_over;
+  cli.argument("A.json", before, "report of before");
+  cli.argument("B.json", after, "report of after");
+  cli.option("--fail-over", fail_over, "exit with 6 if the step, or an op, is slower by more: 5%");
+  cli.parse();
+  const double allowed = fail_over ? share(*fail_over) : 0;
+  const Comparison found = compare_reports(before, after);
+  for (const std::string& remark : found.remarks) cli.say("{}", remark);
+  std::vector<std::string> failed = found.only_before;
+  const bool steps = !found.rows.empty() && found.rows[0].name == "step";
+  for (const ComparedRow& row : found.rows) {
+    fmt::print("{}\t{:.1f}\t{:.1f}\t{:+.1f} %\n", row.name, row.before * 1e6, row.after * 1e6,
+               100 * row.slower());
+    if (row.slower() > allowed && (!steps || row.name == "step")) failed.push_back(row.name);
+  }
+  for (const std::string& name : found.only_before) fmt::print("{}\tgone\n", name);
+  if (fail_over && !failed.empty())
+    fail(Kind::check, "{}: slower by more than {} than {}: {}", printable(after),
+         printable(*fail_over), printable(before), fmt::join(failed, ", "));
+}
+
+// No command: ceilings, then every op.
+bool bare(int argc, char** argv) {
+  const std::string_view first = argc > 1 ? argv[1] : "";
+  return argc == 1 ||
+         (first.starts_with("-") && first != "-h" && first != "--help" && first != "--version");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return run_tool(argc, argv, "sft-bench", [&](Cli& cli) {
+    if (bare(argc, argv)) return ops(cli);
+    const std::string command = cli.command(
+        {{"ceilings", "Peak arithmetic and memory bandwidth of this machine, measured now."},
+         {"ops", "Every op, forward and backward, against these ceilings."},
+         {"model", "Extraction or a training step of a whole model with random weights."},
+         {"compare", "Two reports made with --json."}});
+    if (command == "ceilings") return ceilings(cli);
+    if (command == "ops") return ops(cli);
+    if (command == "model") return model(cli);
+    compare(cli);
+  });
+}
