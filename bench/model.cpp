@@ -76,7 +76,6 @@ class Kernels {
     for (const Profile::Row& row : profile.rows()) {
       Series& series = rows_[std::string(row.name)];
       series.seconds.push_back(row.seconds);
-      series.cpu_seconds.push_back(row.cpu_seconds);
       series.last = row;
     }
   }
@@ -84,7 +83,7 @@ class Kernels {
     std::vector<KernelRow> out;
     for (const auto& [name, series] : rows_)
       out.push_back({name, static_cast<double>(series.last.calls), spread_of(series.seconds),
-                     spread_of(series.cpu_seconds).median, series.last.flops, series.last.bytes});
+                     series.last.flops, series.last.bytes});
     std::stable_sort(out.begin(), out.end(), [](const KernelRow& a, const KernelRow& b) {
       return a.seconds.median > b.seconds.median;
     });
@@ -93,11 +92,17 @@ class Kernels {
 
  private:
   struct Series {
-    std::vector<double> seconds, cpu_seconds;
+    std::vector<double> seconds;
     Profile::Row last;
   };
   std::map<std::string, Series> rows_;
 };
+
+double seconds_of(const Profile& profile) {
+  double seconds = 0;
+  for (const Profile::Row& row : profile.rows()) seconds += row.seconds;
+  return seconds;
+}
 
 class ModelBench {
  public:
@@ -264,7 +269,7 @@ ModelBenchResult bench_model(const Config& config, const Workload& workload,
     bench.step();
     steps.push_back(watch.seconds());
     cpu_steps.push_back(process_cpu_seconds() - cpu_start);
-    unaccounted.push_back(steps.back() - profile.seconds());
+    unaccounted.push_back(steps.back() - seconds_of(profile));
     kernels.add(profile);
     progress(r + 1, workload.repeats);
   }

@@ -16,21 +16,18 @@ std::string case_name(const OpSpec& spec, const Case& c) {
 
 // One direction of one case, over repetitions.
 struct Direction {
-  std::vector<double> seconds, cpu_seconds;
+  std::vector<double> seconds;
   double calls = 0, flops = 0, bytes = 0;
 
   void add(double elapsed, Profile& profile) {
     seconds.push_back(elapsed);
-    double cpu = 0;
     calls = flops = bytes = 0;
     for (const Profile::Row& row : profile.rows())
-      calls += static_cast<double>(row.calls), cpu += row.cpu_seconds, flops += row.flops,
-          bytes += row.bytes;
-    cpu_seconds.push_back(cpu);
+      calls += static_cast<double>(row.calls), flops += row.flops, bytes += row.bytes;
     profile.clear();
   }
   KernelRow row(const std::string& name) const {
-    return {name, calls, spread_of(seconds), spread_of(cpu_seconds).median, flops, bytes};
+    return {name, calls, spread_of(seconds), flops, bytes};
   }
 };
 

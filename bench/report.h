@@ -16,7 +16,6 @@ struct KernelRow {
   std::string name;
   double calls = 1;
   Spread seconds;
-  double cpu_seconds = 0;       // of all threads, median
   double flops = 0, bytes = 0;  // the algorithm's: each input and each output once
 };
 

@@ -1,8 +1,15 @@
 #include "bench/spread.h"
 
 #include <algorithm>
+#include <ctime>
 
 namespace sft {
+
+double process_cpu_seconds() {
+  timespec t{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
 
 Spread spread_of(std::vector<double> values) {
   if (values.empty()) return {};

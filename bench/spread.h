@@ -13,6 +13,10 @@ struct Spread {
 
 Spread spread_of(std::vector<double> values);
 
+// Processor time of all threads of this process so far. Where others compute too, it says what a
+// measurement would have been.
+double process_cpu_seconds();
+
 class Stopwatch {
  public:
   double seconds() const {

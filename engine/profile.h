@@ -1,5 +1,4 @@
-// Where the time of a step goes: per op, calls, seconds (of the clock, and of the processors that
-// this process had), bytes and FLOPs.
+// Where the time of a step goes: per op, calls, seconds, bytes and FLOPs.
 #pragma once
 
 #include <chrono>
@@ -9,20 +8,15 @@
 
 namespace sft {
 
-// Processor time of all threads of this process so far. Where others compute too, it says what a
-// measurement would have been; 0.3 us a call.
-double process_cpu_seconds();
-
 class Profile {
  public:
   struct Row {
     std::string_view name;  // of a string literal
     int64_t calls = 0;
-    double seconds = 0, cpu_seconds = 0, flops = 0, bytes = 0;
+    double seconds = 0, flops = 0, bytes = 0;
   };
   Row& row(std::string_view name);
   const std::vector<Row>& rows() const { return rows_; }
-  double seconds() const;  // of all rows
   void clear() { rows_.clear(); }
 
  private:
@@ -34,9 +28,7 @@ class ProfileScope {
  public:
   ProfileScope(Profile* profile, std::string_view name, double flops, double bytes)
       : profile_(profile), name_(name), flops_(flops), bytes_(bytes) {
-    if (!profile_) return;
-    cpu_start_ = process_cpu_seconds();
-    start_ = std::chrono::steady_clock::now();
+    if (profile_) start_ = std::chrono::steady_clock::now();
   }
   ~ProfileScope();
   ProfileScope(const ProfileScope&) = delete;
@@ -45,7 +37,7 @@ class ProfileScope {
  private:
   Profile* profile_;
   std::string_view name_;
-  double flops_, bytes_, cpu_start_ = 0;
+  double flops_, bytes_;
   std::chrono::steady_clock::time_point start_;
 };
 

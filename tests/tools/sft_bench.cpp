@@ -30,15 +30,15 @@ nlohmann::json report_of(std::vector<std::string> arguments) {
 
 TEST_CASE("sft-bench: ceilings and an op, forward and backward") {
   if (absent()) return;
-  const auto report = report_of({"ops", "--op", "weight_norm", "--repeats", "2"});
+  const auto report = report_of({"ops", "--op", "layer_norm", "--repeats", "2"});
   for (const char* rate : {"fma_one", "fma_all", "read", "copy"})
     EXPECT(report.at("ceilings").at(rate).get<double>() > 0);
   const auto& kernels = report.at("kernels");
   REQUIRE(kernels.size() == 2);
-  EXPECT(kernels[0].at("name") == "weight_norm[1x1; 768 48 128]");
-  EXPECT(kernels[1].at("name") == "weight_norm[1x1; 768 48 128] backward");
+  EXPECT(kernels[0].at("name") == "layer_norm[3x2415; 768]");
+  EXPECT(kernels[1].at("name") == "layer_norm[3x2415; 768] backward");
   for (const auto& kernel : kernels) {
-    EXPECT(kernel.at("bytes").get<double>() >= 4.0 * 768 * 48 * 128);
+    EXPECT(kernel.at("bytes").get<double>() >= 8.0 * 2415 * 768);
     EXPECT(kernel.at("us").get<double>() > 0);
   }
 }
