@@ -460,8 +460,8 @@ void Pass::check_change(size_t output, double change, double expected, double ro
                         double difference) const {
   const auto& [alpha, path] = job_.outputs[output];
   if (change == 0 && (alpha != 0 || expected > 0))
-    fail(Kind::input, Hint{"was the right checkpoint given?"}, "{}: would be the base: {}",
-         printable(path),
+    fail(Kind::input, Hint{"a run means its BEST checkpoint; RUN/ckpt/step-N names another"},
+         "{}: would be the base: {}", printable(path),
          difference == 0 ? "the tuned models do not differ from it" : "no change is left");
   if (std::fabs(change - expected) > 1e-6 * expected + rounding)
     fail(Kind::internal, "{}: |merged - base| is {}, should be {}", path, change, expected);

@@ -323,8 +323,8 @@ void extract(Cli& cli, const Arguments& arguments) {
   const Output output = arguments.make_output(states, id);
   for (const Utterance& row : inputs.rows.rows)
     for (const std::string& path : output.paths(row.id)) check_destination(path, output.existing);
-  make_directory(output.folder);
   check_finite(model);
+  make_directory(output.folder);
   cli.say("{}", loaded_text(model, id));
   for (const std::string& remark : model.remarks) cli.say("{}", remark);
 

@@ -52,6 +52,13 @@ void check_target(const Manifest& manifest, const Utterance& u, const DataCheckO
                     row.labels.size(), frames, needed);
 }
 
+// A message about a row without the place it begins with, which the reader of faults prints.
+std::string without_place(const std::string& message, const std::string& place) {
+  if (!message.starts_with(place)) return message;
+  const size_t begin = message.find_first_not_of(": ", place.size());
+  return begin == std::string::npos ? message : message.substr(begin);
+}
+
 CheckedRow check_row(const Manifest& manifest, const Utterance& u, const DataCheckOptions& options,
                      Deleted& deleted) {
   CheckedRow row;
@@ -61,7 +68,7 @@ CheckedRow check_row(const Manifest& manifest, const Utterance& u, const DataChe
     if (options.units) check_target(manifest, u, options, row, deleted);
   } catch (const Error& e) {
     if (e.kind != Kind::input) throw;
-    if (row.fault.empty()) row.fault = e.message;
+    if (row.fault.empty()) row.fault = without_place(e.message, manifest.where(u));
   }
   return row;
 }

@@ -64,7 +64,7 @@ class ByteReader {
 
   // Valid as long as the bytes given to the constructor.
   std::string_view string(uint64_t length, uint64_t limit, std::string_view what) {
-    if (length > limit) bad(what, "{} bytes long (at most {})", length, limit);
+    if (length > limit) bad(what, "is {} bytes long (at most {})", length, limit);
     const auto bytes = take(length, what);
     return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
   }

@@ -60,7 +60,8 @@ OutputDirectory::OutputDirectory(std::string path, Existing existing) : path_(st
     fail(Kind::usage, Hint{"--force replaces it"}, "{}: exists already", printable(path_));
   make_directory(parent_directory(path_));
   temporary_ = fmt::format("{}.tmp-{}", path_, ::getpid());
-  remove_tree(temporary_);
+  if (std::filesystem::exists(std::filesystem::symlink_status(temporary_, code)))
+    remove_tree(temporary_);
   make_directory(temporary_);
 }
 
