@@ -40,8 +40,8 @@ struct Options {
 
 ConfigBuilder build_config(const Cli& cli, const Options& o) {
   ConfigBuilder builder(o.ctc.empty() ? "classify" : "ctc");
-  builder.recipe(o.recipe);
   o.training.apply(cli, builder);
+  if (cli.given("--recipe")) builder.set("train.recipe", o.recipe, "--recipe");
   builder.set("data.manifest", find_corpus(o.corpus(), o.data), "command line");
   if (!o.label.empty()) builder.set("data.label", o.label, "--label");
   if (!o.head.empty()) builder.set("head.kind", o.head, "--head");

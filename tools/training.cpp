@@ -1,6 +1,7 @@
 #include "tools/training.h"
 
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "engine/cpu/isa.h"
 
@@ -17,8 +18,12 @@ std::string default_output(const std::string& model, const std::string& task) {
 void print_report(const Cli& cli, const TrainJob& job, const TrainerReport& report) {
   const std::string& score = job.config.eval.select;
   if (cli.json())
-    fmt::print("{{\"run\":\"{}\",\"step\":{},\"best_step\":{},\"{}\":{:.6g},\"skipped\":{}}}\n",
-               job.run, report.step, report.best_step, score, report.best, report.skipped);
+    fmt::print("{}\n", nlohmann::json{{"run", job.run},
+                                      {"step", report.step},
+                                      {"best_step", report.best_step},
+                                      {score, report.best},
+                                      {"skipped", report.skipped}}
+                           .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
   else
     fmt::print("{}\tstep {}\tbest {} at step {}: {:.4f}\tskipped {}\n", job.run, report.step, score,
                report.best_step, report.best, report.skipped);

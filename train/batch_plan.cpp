@@ -18,12 +18,11 @@ Batch longest_first(std::span<const int64_t> samples) {
   return order;
 }
 
-std::vector<uint32_t> shuffled(uint32_t n, uint64_t seed, int64_t epoch) {
-  std::vector<uint32_t> order(n);
+void shuffle(std::vector<uint32_t>& order, uint64_t seed, int64_t epoch) {
   std::iota(order.begin(), order.end(), 0);
   Draws draws(seed, 0, static_cast<uint32_t>(epoch), fnv1a("shuffle"));
-  for (uint32_t i = n; i-- > 1;) std::swap(order[i], order[draws.below(i + 1)]);
-  return order;
+  for (auto i = static_cast<uint32_t>(order.size()); i-- > 1;)
+    std::swap(order[i], order[draws.below(i + 1)]);
 }
 
 }  // namespace
@@ -52,7 +51,8 @@ const Batch& BatchPlan::batch(int64_t epoch, int64_t k) const {
   CHECK(epoch >= 0 && k >= 0 && k < batches_per_epoch(), "batch {} of epoch {}: there are {}", k,
         epoch, batches_per_epoch());
   if (epoch != epoch_) {
-    order_ = shuffled(static_cast<uint32_t>(groups_.size()), seed_, epoch);
+    order_.resize(groups_.size());
+    shuffle(order_, seed_, epoch);
     epoch_ = epoch;
   }
   return groups_[order_[static_cast<size_t>(k)]];

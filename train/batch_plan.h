@@ -35,6 +35,8 @@ class BatchPlan {
   // Batch number `b` counted over all epochs: with accumulation A, update u takes the batches
   // u * A ... u * A + A - 1.
   const Batch& batch(int64_t b) const;
+  // Which of groups() it is.
+  size_t group(int64_t b) const { return static_cast<size_t>(&batch(b) - groups_.data()); }
   int64_t epoch_of(int64_t b) const { return b / batches_per_epoch(); }
 
  private:

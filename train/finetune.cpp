@@ -66,6 +66,7 @@ TrainerReport finetune(const TrainJob& job) {
   for (const std::string& remark : base.remarks) job.say(remark);
   check_finite(base);
   const std::string base_id = model_id(base.tensors);
+  if (const auto finished = look_at_run(job, base_id)) return *finished;
   const Data data = read_data(job, base.config);
   Config config = with_head(base.config, c, data);
   config.provenance.set("sft.base.id", base_id);
@@ -90,12 +91,8 @@ TrainerReport finetune(const TrainJob& job) {
   for (const auto& [name, tensor] : tensors.tensors)
     if (name.starts_with("pretrain.")) pass_through.tensors[name] = tensor;
 
-  if (job.dry_run) {
-    job.say("dry run: nothing is written");
-    return {};
-  }
-  RunDir run = open_run(job, base_id);
-  return train(job, config, store, std::move(pass_through), *objective, run);
+  RunDir run(job.run);
+  return train(job, base_id, config, store, std::move(pass_through), *objective, run);
 }
 
 }  // namespace sft

@@ -20,25 +20,65 @@ FrontEnd::FrontEnd(const Encoder& encoder, AudioLoader& loader, std::vector<int6
       loader_(loader),
       samples_(std::move(samples)),
       frozen_(convolutions_frozen(encoder)),
-      cache_bytes_(cache_bytes),
-      cache_(samples_.size()) {}
+      cached_(samples_.size()) {
+  if (frozen_) reserve_cache(cache_bytes);
+}
+
+// Addresses only: memory is taken as rows come by.
+void FrontEnd::reserve_cache(int64_t budget) {
+  const int64_t row_bytes = encoder_.config.conv_dims.back() * static_cast<int64_t>(sizeof(float));
+  for (size_t row = 0; row < samples_.size(); ++row) {
+    const int64_t bytes = encoder_.config.frames(samples_[row]) * row_bytes;
+    if (cache_.mark() + bytes <= budget)
+      cached_[row].frames = static_cast<float*>(cache_.take(bytes));
+  }
+}
+
+int64_t FrontEnd::audio_bytes(int64_t in_flight, int64_t kept) const {
+  int64_t again = 0;  // of rows whose audio will be wanted again
+  for (size_t row = 0; row < samples_.size(); ++row)
+    if (!cached_[row].frames) again += samples_[row] * static_cast<int64_t>(sizeof(float));
+  return in_flight + std::min(again, kept);
+}
+
+Tape& FrontEnd::quiet(Context& ctx) {
+  if (!quiet_ || &quiet_->ctx != &ctx) quiet_ = std::make_unique<Tape>(ctx, /*recording=*/false);
+  return *quiet_;
+}
 
 Var FrontEnd::convolve(Tape& t, const WavePack& pack, std::span<const uint32_t> rows) {
   const Tensor wave = pack.wave(t.ctx);
-  if (!t.ctx.dry)
-    for (size_t b = 0; b < rows.size(); ++b)
-      pack.place(wave, static_cast<int>(b), loader_.get(rows[b]));
+  if (t.ctx.dry) return encoder_.features(t, wave, pack);
+  for (size_t b = 0; b < rows.size(); ++b) {
+    const std::span<const float> samples = loader_.get(rows[b]);
+    if (static_cast<int64_t>(samples.size()) != samples_[rows[b]])
+      fail(Kind::input, "{}: has {} samples now, had {} when the data were checked",
+           loader_.manifest().where(loader_.manifest().rows[rows[b]]), samples.size(),
+           samples_[rows[b]]);
+    pack.place(wave, static_cast<int>(b), samples);
+  }
   return encoder_.features(t, wave, pack);
 }
 
-void FrontEnd::compute_alone(Context& ctx, uint32_t row, float* to) {
+void FrontEnd::compute_alone(Context& ctx, uint32_t row, Tensor to) {
   const auto length = static_cast<int32_t>(samples_[row]);
   const auto utterance = static_cast<int32_t>(row);
   alone_.assign(encoder_.config, {&length, 1}, {&utterance, 1});
   ScratchScope acts(ctx.acts);
-  Tape tape(ctx, /*recording=*/false);
-  const Tensor frames = convolve(tape, alone_, {&row, 1});
-  std::memcpy(to, frames.data, frames.bytes());
+  const Tensor frames = convolve(quiet(ctx), alone_, {&row, 1});
+  if (!ctx.dry) std::memcpy(to.data, frames.data, frames.bytes());
+}
+
+void FrontEnd::copy_frames(Context& ctx, uint32_t row, Tensor to) {
+  Cached& cached = cached_[row];
+  if (cached.filled) {
+    std::memcpy(to.data, cached.frames, to.bytes());
+    return;
+  }
+  compute_alone(ctx, row, to);
+  if (!cached.frames || ctx.dry) return;
+  std::memcpy(cached.frames, to.data, to.bytes());
+  cached.filled = true;
 }
 
 Var FrontEnd::frames(Tape& t, std::span<const uint32_t> rows) {
@@ -51,42 +91,21 @@ Var FrontEnd::frames(Tape& t, std::span<const uint32_t> rows) {
   if (!frozen_) return convolve(t, pack_, rows);
   const Segments segments = pack_.frames();
   const Tensor out = t.ctx.activation({segments.total(), encoder_.config.conv_dims.back()});
-  if (t.ctx.dry) {  // as much memory as the longest utterance alone
-    const uint32_t longest =
-        *std::max_element(rows.begin(), rows.end(),
-                          [&](uint32_t a, uint32_t b) { return samples_[a] < samples_[b]; });
-    const auto length = static_cast<int32_t>(samples_[longest]);
-    const int32_t utterance = 0;
-    alone_.assign(encoder_.config, {&length, 1}, {&utterance, 1});
-    ScratchScope acts(t.ctx.acts);
-    Tape tape(t.ctx, false);
-    convolve(tape, alone_, {&longest, 1});
-    return {out};
-  }
-  for (size_t b = 0; b < rows.size(); ++b) {
-    const uint32_t row = rows[b];
-    const Tensor part = out.slice(segments.starts[b], segments.length(static_cast<int>(b)));
-    if (cache_[row].empty())
-      compute_alone(t.ctx, row, part.f32());
-    else
-      std::memcpy(part.data, cache_[row].data(), part.bytes());
-    if (cache_[row].empty() && cached_ + part.bytes() <= cache_bytes_) {
-      cache_[row].assign(part.f32(), part.f32() + part.count());
-      cached_ += part.bytes();
-    }
-  }
+  for (size_t b = 0; b < rows.size(); ++b)
+    copy_frames(t.ctx, rows[b],
+                out.slice(segments.starts[b], segments.length(static_cast<int>(b))));
   return {out};
 }
 
 void FrontEnd::prefetch(std::span<const uint32_t> rows) {
   missing_.clear();
   for (uint32_t row : rows)
-    if (cache_[row].empty()) missing_.push_back(row);
+    if (!cached_[row].filled) missing_.push_back(row);
   loader_.prefetch(missing_);
 }
 
 void FrontEnd::give_back(std::span<const uint32_t> rows) {
-  for (uint32_t row : rows) loader_.release(row);
+  for (uint32_t row : rows) loader_.release(row, /*keep=*/!cached_[row].filled);
 }
 
 }  // namespace sft

@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cstdio>
+#include <fstream>
+
 #include "models/encoder.h"
 #include "train/record.h"
 
@@ -26,12 +29,22 @@ void say_ranges(const TrainJob& job, const ParamStore& store) {
 double mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
 void say_memory(const TrainJob& job, const Trainer::MemoryPlan& plan) {
-  std::string line =
-      fmt::format("memory: parameters {:.0f} MiB, activations {:.0f} MiB, scratch {:.0f} MiB",
-                  mib(plan.parameters), mib(plan.activations), mib(plan.scratch));
+  std::string line = fmt::format(
+      "memory: {:.0f} MiB (program and model file {:.0f}, parameters {:.0f}, "
+      "activations {:.0f}, scratch {:.0f}, data {:.0f})",
+      mib(plan.total()), mib(plan.process), mib(plan.parameters), mib(plan.activations),
+      mib(plan.scratch), mib(plan.data));
   if (plan.micro_frames)
     line += fmt::format("; batches are cut into pieces of {} frames", plan.micro_frames);
   job.say(line);
+}
+
+void say_bad(const TrainJob& job, const Split& split, const std::string& name) {
+  job.say(fmt::format("{}: {} of {} rows are left out", name, split.check.bad,
+                      split.manifest.rows.size()));
+  for (size_t i = 0; i < split.manifest.rows.size(); ++i)
+    if (const std::string& fault = split.check.rows[i].fault; !fault.empty())
+      job.say(fmt::format("{}: {}", split.manifest.where(split.manifest.rows[i]), fault));
 }
 
 }  // namespace
@@ -52,10 +65,8 @@ Split read_split(const TrainJob& job, Manifest manifest, const std::string& name
   const auto total = static_cast<int64_t>(split.manifest.rows.size());
   split.check = check_data(split.manifest, options,
                            [&](int64_t done) { job.reading("check data", done, total); });
-  if (split.check.bad)
-    job.say(fmt::format("{}: {} of {} rows cannot be used", name, split.check.bad, total));
-  drop_bad(split.manifest, split.check,
-           static_cast<int64_t>(c.data.max_bad * static_cast<double>(total)));
+  if (split.check.bad && split.check.bad <= c.data.max_bad) say_bad(job, split, name);
+  drop_bad(split.manifest, split.check, c.data.max_bad);
   if (split.manifest.rows.empty())
     fail(Kind::input, "{}: split {} has no usable row", split.manifest.name, name);
   return split;
@@ -73,26 +84,51 @@ DropoutRates dropout_rates(const RunConfig& config, const Config& model) {
   return rates;
 }
 
+// What the system would give without swapping: free pages and those of its file cache.
 int64_t free_memory() {
+  std::ifstream info("/proc/meminfo");
+  for (std::string line; std::getline(info, line);)
+    if (int64_t kib = 0; std::sscanf(line.c_str(), "MemAvailable: %ld kB", &kib) == 1)
+      return kib << 10;
   return static_cast<int64_t>(sysconf(_SC_AVPHYS_PAGES)) * sysconf(_SC_PAGESIZE);
 }
 
-RunDir open_run(const TrainJob& job, const std::string& base_id) {
-  if (job.resume) {
-    check_resumable(job.run, job.config, base_id);
-    return RunDir::resume(job.run);
+std::optional<TrainerReport> look_at_run(const TrainJob& job, const std::string& base_id) {
+  if (!job.resume) {
+    RunDir::check_new(job.run, job.force ? Existing::replace : Existing::refuse);
+    return std::nullopt;
   }
+  check_resumable(job.run, job.config, base_id);
+  const RunDir run(job.run);
+  if (!run.done()) return std::nullopt;
+  const auto last = run.last_checkpoint(job.say);
+  if (!last) fail(Kind::input, "{}: is finished, and has no checkpoint", job.run);
+  job.say(fmt::format("{}: is finished ({} updates): nothing to do", job.run, last->step));
+  return read_report(last->folder);
+}
+
+RunDir open_run(const TrainJob& job, const std::string& base_id) {
+  if (job.resume) return RunDir::resume(job.run);
   return RunDir::create(job.run, to_toml(job.config),
                         record_json(job.command_line, job.model, base_id, job.config),
                         job.force ? Existing::replace : Existing::refuse);
 }
 
-TrainerReport train(const TrainJob& job, const Config& model, ParamStore& store,
-                    TensorMap pass_through, Objective& objective, RunDir& run) {
+TrainerReport train(const TrainJob& job, const std::string& base_id, const Config& model,
+                    ParamStore& store, TensorMap pass_through, Objective& objective, RunDir& run) {
   Trainer trainer(job.config, model, store, std::move(pass_through), objective, run);
   say_ranges(job, store);
   say_memory(job, trainer.plan_memory(free_memory() / 10 * 6));
-  if (job.resume && trainer.resume(job.say)) job.say(fmt::format("going on with {}", job.run));
+  if (job.dry_run) {
+    job.say("dry run: nothing is written");
+    return {};
+  }
+  if (!run.opened()) run = open_run(job, base_id);
+  if (job.resume) {
+    const bool found = trainer.resume(job.say);
+    job.say(fmt::format("going on with {}{}", job.run,
+                        found ? "" : ", from the beginning: it has no checkpoint yet"));
+  }
   return trainer.run(job.progress);
 }
 

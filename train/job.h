@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,10 @@ Split read_split(const TrainJob& job, Manifest manifest, const std::string& name
 // The model file's rates, where the run's configuration does not say otherwise.
 DropoutRates dropout_rates(const RunConfig& config, const Config& model);
 
+// Before the data are read: throws what would keep the run from being opened later. A run that is
+// finished and is resumed has nothing left to do: its report.
+std::optional<TrainerReport> look_at_run(const TrainJob& job, const std::string& base_id);
+
 constexpr int kDecodeThreads = 2;
 int64_t free_memory();  // bytes
 
@@ -49,8 +54,9 @@ int64_t free_memory();  // bytes
 // with.
 RunDir open_run(const TrainJob& job, const std::string& base_id);
 
-// Prints what trains and the plan of memory, then runs to the end. Arguments as in Trainer.
-TrainerReport train(const TrainJob& job, const Config& model, ParamStore& store,
-                    TensorMap pass_through, Objective& objective, RunDir& run);
+// Prints what trains and the plan of memory, opens `run` if the caller did not, and trains to the
+// end; a dry run stops after the plan. Other arguments as in Trainer.
+TrainerReport train(const TrainJob& job, const std::string& base_id, const Config& model,
+                    ParamStore& store, TensorMap pass_through, Objective& objective, RunDir& run);
 
 }  // namespace sft

@@ -5,7 +5,10 @@
 namespace sft {
 
 AudioLoader::AudioLoader(const Manifest& manifest, int threads, int64_t keep_bytes)
-    : manifest_(manifest), keep_bytes_(keep_bytes), slots_(manifest.rows.size()) {
+    : manifest_(manifest),
+      keep_bytes_(keep_bytes),
+      slots_(manifest.rows.size()),
+      queue_(manifest.rows.size()) {
   for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
 }
 
@@ -23,7 +26,7 @@ void AudioLoader::prefetch(std::span<const uint32_t> rows) {
   for (uint32_t row : rows) {
     if (slots_[row].state != State::absent) continue;
     slots_[row].state = State::queued;
-    queue_.push_back(row);
+    queue_[(first_ + queued_++) % queue_.size()] = row;
     wanted_.notify_one();
   }
 }
@@ -37,10 +40,10 @@ std::span<const float> AudioLoader::get(uint32_t row) {
   return slot.samples;
 }
 
-void AudioLoader::release(uint32_t row) {
+void AudioLoader::release(uint32_t row, bool keep) {
   const std::lock_guard lock(mutex_);
   Slot& slot = slots_[row];
-  if (slot.state != State::ready || kept_ <= keep_bytes_) return;
+  if (slot.state != State::ready || (keep && kept_ <= keep_bytes_)) return;
   kept_ -= static_cast<int64_t>(slot.samples.size() * sizeof(float));
   slot = {};
 }
@@ -48,10 +51,10 @@ void AudioLoader::release(uint32_t row) {
 void AudioLoader::work() {
   std::unique_lock lock(mutex_);
   while (true) {
-    wanted_.wait(lock, [&] { return stop_ || !queue_.empty(); });
+    wanted_.wait(lock, [&] { return stop_ || queued_ > 0; });
     if (stop_) return;
-    const uint32_t row = queue_.front();
-    queue_.pop_front();
+    const uint32_t row = queue_[first_];
+    first_ = (first_ + 1) % queue_.size(), --queued_;
     lock.unlock();
     std::vector<float> samples;
     std::exception_ptr error;

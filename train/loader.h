@@ -3,7 +3,6 @@
 
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -29,7 +28,8 @@ class AudioLoader {
   // The samples (16 kHz mono), waiting for them if need be; good until release(row). Rethrows what
   // decoding threw.
   std::span<const float> get(uint32_t row);
-  void release(uint32_t row);
+  // keep = false: nobody will ask for this row again.
+  void release(uint32_t row, bool keep = true);
   int64_t bytes() const { return kept_; }
 
  private:
@@ -44,7 +44,8 @@ class AudioLoader {
   const Manifest& manifest_;
   const int64_t keep_bytes_;
   std::vector<Slot> slots_;
-  std::deque<uint32_t> queue_;
+  std::vector<uint32_t> queue_;  // a ring with room for every row
+  size_t first_ = 0, queued_ = 0;
   int64_t kept_ = 0;
   bool stop_ = false;
   std::mutex mutex_;

@@ -3,12 +3,14 @@
 #include <fmt/format.h>
 #include <toml++/toml.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 
 #include "engine/check.h"
 #include "engine/io/file.h"
 #include "engine/nearest.h"
+#include "train/text.h"
 
 namespace sft {
 namespace {
@@ -154,7 +156,7 @@ toml::table parse_toml(const std::string& path) {
 
 }  // namespace
 
-ConfigBuilder::ConfigBuilder(std::string_view task) {
+ConfigBuilder::ConfigBuilder(std::string_view task) : task_(task) {
   config_.task.kind = task;
   if (task == "classify") {
     config_.head.kind = "mean";
@@ -174,13 +176,14 @@ ConfigBuilder::ConfigBuilder(std::string_view task) {
   }
 }
 
-void ConfigBuilder::recipe(std::string_view name) {
+void ConfigBuilder::apply_recipe() {
+  const std::string& name = config_.train.recipe;
   if (name != "stable" && name != "full")
-    fail(Kind::usage, "--recipe {}: there is no such recipe (expected stable or full)",
-         printable(name));
-  config_.train.recipe = name;
+    fail(Kind::usage, "{}: there is no recipe {} (expected stable or full)",
+         origin_["train.recipe"], printable(name));
+  const auto given = origin_.find("train.head_only");
+  if (given != origin_.end() && !given->second.starts_with("recipe ")) return;
   config_.train.head_only = name == "stable" ? 0.1 : 0;
-  origin_["train.recipe"] = "--recipe";
   origin_["train.head_only"] = fmt::format("recipe {}", name);
 }
 
@@ -208,6 +211,7 @@ void ConfigBuilder::note(std::string_view key, std::string_view origin) {
   if (key == "batch.seconds" && !origin_.contains("batch.utterances")) config_.batch.utterances = 0;
   if (key == "batch.utterances" && !origin_.contains("batch.seconds")) config_.batch.seconds = 0;
   origin_[std::string(key)] = origin;
+  if (key == "train.recipe") apply_recipe();
 }
 
 void ConfigBuilder::set_default(std::string_view key, const std::string& value,
@@ -215,54 +219,105 @@ void ConfigBuilder::set_default(std::string_view key, const std::string& value,
   if (!origin_.contains(key)) set(key, value, origin);
 }
 
-RunConfig ConfigBuilder::finish() const {
-  RunConfig c = config_;
-  const auto require = [](bool ok, std::string_view message) {
-    if (!ok) fail(Kind::usage, "configuration: {}", message);
-  };
-  const auto share = [](double x) { return x >= 0 && x <= 1; };
-  require(c.train.steps >= 1 && c.train.steps <= 100'000'000, "train.steps is not in 1..1e8");
+namespace {
+
+void require(bool ok, std::string_view message) {
+  if (!ok) fail(Kind::usage, "configuration: {}", message);
+}
+
+bool share(double x) { return x >= 0 && x <= 1; }
+bool rate(double x) { return x >= 0 && x < 1; }
+bool between(int64_t low, int64_t x, int64_t high) { return low <= x && x <= high; }
+bool one_of(std::string_view x, std::initializer_list<std::string_view> choices) {
+  return std::find(choices.begin(), choices.end(), x) != choices.end();
+}
+
+void check_training(const RunConfig& c) {
+  require(between(1, c.train.steps, 100'000'000), "train.steps is not in 1..1e8");
   require(share(c.train.head_only), "train.head_only is not in [0, 1]");
-  require(c.train.accumulate >= 1 && c.train.max_skips >= 1,
-          "train.accumulate and train.max_skips are at least 1");
-  require(c.optim.kind == "adam" || c.optim.kind == "adamw", "optim.kind is not adam or adamw");
+  require(between(1, c.train.accumulate, 1'000'000), "train.accumulate is not in 1..1e6");
+  require(c.train.max_skips >= 1, "train.max_skips is not at least 1");
+  require(one_of(c.optim.kind, {"adam", "adamw"}), "optim.kind is not adam or adamw");
   require(c.optim.lr >= 0 && std::isfinite(c.optim.lr), "optim.lr is not a rate");
-  require(c.optim.beta1 >= 0 && c.optim.beta1 < 1 && c.optim.beta2 >= 0 && c.optim.beta2 < 1,
+  require(rate(c.optim.beta1) && rate(c.optim.beta2),
           "optim.beta1 or optim.beta2 is not in [0, 1)");
   require(c.optim.eps > 0 && c.optim.clip > 0 && c.optim.weight_decay >= 0,
           "optim.eps, .clip or .weight_decay is out of range");
-  require(c.sched.kind == "tri_stage" || c.sched.kind == "linear" || c.sched.kind == "constant",
+  require(one_of(c.sched.kind, {"tri_stage", "linear", "constant"}),
           "sched.kind is not tri_stage, linear or constant");
   require(share(c.sched.warmup) && share(c.sched.hold) && c.sched.warmup + c.sched.hold <= 1,
           "sched.warmup and sched.hold are not shares of the run");
+}
+
+void check_model(const RunConfig& c) {
   for (double p : {c.model.dropout, c.model.attention_dropout, c.model.activation_dropout,
                    c.model.input_dropout})
-    require(p == -1 || (p >= 0 && p < 1),
-            "model.*dropout is not in [0, 1), or -1 for the model file's");
-  require((c.model.layerdrop == -1 && c.task.kind == "pretrain") ||
-              (c.model.layerdrop >= 0 && c.model.layerdrop < 1),
+    require(p == -1 || rate(p), "model.*dropout is not in [0, 1), or -1 for the model file's");
+  require((c.model.layerdrop == -1 && c.task.kind == "pretrain") || rate(c.model.layerdrop),
           "model.layerdrop is not in [0, 1) (pre-training: or -1 for the model file's)");
-  require(c.head.dropout >= 0 && c.head.dropout < 1, "head.dropout is not in [0, 1)");
-  require((c.batch.utterances > 0) != (c.batch.seconds > 0),
+  require(c.task.kind != "ctc" || one_of(c.head.kind, {"blstm", "linear", "projector"}),
+          "head.kind is not blstm, linear or projector, the heads of CTC");
+  require(c.task.kind != "classify" || c.head.kind == "mean",
+          "head.kind is not mean, the head of classification");
+  require(between(1, c.head.width, 65536) && between(1, c.head.layers, 16),
+          "head.width is not in 1..65536, or head.layers not in 1..16");
+  require(rate(c.head.dropout), "head.dropout is not in [0, 1)");
+}
+
+void check_data_keys(const RunConfig& c) {
+  require(c.batch.utterances >= 0 && (c.batch.utterances > 0) != (c.batch.seconds > 0),
           "batch.utterances and batch.seconds exclude each other: give one");
-  require(
-      c.data.min_seconds >= 0 && c.data.max_seconds >= c.data.min_seconds && share(c.data.max_bad),
-      "data.min_seconds, .max_seconds or .max_bad is out of range");
-  require(c.eval.every >= 1 && c.ckpt.keep >= 2 && c.ckpt.minutes > 0 && c.log.every >= 1,
-          "eval.every, ckpt.keep (2 at least), ckpt.minutes or log.every is out of range");
-  require(c.pretrain.clusters >= 1 && c.pretrain.clusters <= 1'000'000,
-          "pretrain.clusters is not in 1..1e6");
-  require(share(c.pretrain.mask_prob) && c.pretrain.mask_length >= 1 &&
-              c.pretrain.mask_length <= 10'000,
+  require(c.batch.utterances <= 1'000'000, "batch.utterances is more than 1e6");
+  require(c.data.min_seconds >= 0 && c.data.max_seconds >= c.data.min_seconds,
+          "data.min_seconds or .max_seconds is out of range");
+  require(c.data.max_bad >= 0, "data.max_bad is not a number of rows");
+  parse_normalise(c.data.normalize);
+  const auto& a = c.augment;
+  for (int64_t x : {a.time_warp, a.freq_masks, a.freq_width, a.time_masks, a.time_width})
+    require(between(0, x, 10'000), "an augment.* number is not in 0..10000");
+}
+
+void check_pretraining(const RunConfig& c) {
+  require(between(1, c.pretrain.clusters, 1'000'000), "pretrain.clusters is not in 1..1e6");
+  require(share(c.pretrain.mask_prob) && between(1, c.pretrain.mask_length, 10'000),
           "pretrain.mask_prob is not in [0, 1], or .mask_length not in 1..10000");
   require(c.pretrain.temperature > 0 && c.pretrain.feature_penalty >= 0 &&
               c.pretrain.feature_grad_mult >= 0,
           "pretrain.temperature, .feature_penalty or .feature_grad_mult is out of range");
-  require(c.task.kind != "pretrain" || c.eval.select == "loss" || c.eval.select == "accuracy",
+}
+
+// What evaluation will be asked for, before hours of training.
+void check_selection(const RunConfig& c) {
+  require(c.task.kind != "pretrain" || one_of(c.eval.select, {"loss", "accuracy"}),
           "eval.select is not loss or accuracy, the scores of pre-training");
+  require(c.task.kind != "classify" || c.eval.select == "accuracy",
+          "eval.select is not accuracy, the score of classification");
+  require(c.task.kind != "ctc" || one_of(c.eval.select, {"wer", "cer", "per"}),
+          "eval.select is not wer, cer or per, the scores of CTC");
+}
+
+void check_probing(const RunConfig& c) {
   require(c.probe.steps >= 1 && c.probe.batch >= 1 && c.probe.seeds >= 1 && c.probe.lr > 0 &&
               std::isfinite(c.probe.lr),
           "probe.steps, .batch, .seeds or .lr is out of range");
+}
+
+}  // namespace
+
+RunConfig ConfigBuilder::finish() const {
+  const RunConfig& c = config_;
+  if (c.task.kind != task_)
+    fail(Kind::usage, "configuration: task.kind is {}, the command line asks for {}",
+         printable(c.task.kind), task_);
+  check_training(c);
+  check_model(c);
+  check_data_keys(c);
+  check_pretraining(c);
+  check_selection(c);
+  check_probing(c);
+  require(c.eval.every >= 1 && c.ckpt.keep >= 2 && c.ckpt.minutes > 0 && c.log.every >= 1,
+          "eval.every, ckpt.keep (2 at least), ckpt.minutes or log.every is out of range");
+  require(c.run.seed >= 0, "run.seed is negative");
   require(c.run.math == "exact", "run.math: this build computes with --math exact only");
   require(c.run.device == "cpu", "run.device: this build runs on the CPU only");
   return c;

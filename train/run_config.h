@@ -37,7 +37,8 @@ struct RunConfig {
   struct {
     std::string manifest, label, split_column = "split";
     std::string train = "train", dev = "dev", test = "test";
-    double max_bad = 0, min_seconds = 0.025, max_seconds = 60;
+    int64_t max_bad = 0;  // rows of a split that may be left out
+    double min_seconds = 0.025, max_seconds = 60;
     std::string units = "chars", normalize = "upper";
   } data;
   struct {
@@ -94,10 +95,10 @@ class ConfigBuilder {
   // Defaults for a kind of task ("ctc", "classify", "pretrain"): what section 8 says depends on it.
   explicit ConfigBuilder(std::string_view task);
 
-  void recipe(std::string_view name);    // stable, full; else Kind::usage
   void file(const std::string& path);    // TOML
   void set(const std::string& setting);  // "key=value"
-  // A flag of the tool; `origin` is its name.
+  // A flag of the tool; `origin` is its name. A recipe (train.recipe, wherever it is given) also
+  // sets what it stands for, unless that is set itself.
   void set(std::string_view key, const std::string& value, std::string_view origin);
 
   // A value that depends on another one: only where nobody set the key.
@@ -110,7 +111,9 @@ class ConfigBuilder {
 
  private:
   void note(std::string_view key, std::string_view origin);
+  void apply_recipe();
 
+  std::string task_;
   RunConfig config_;
   std::map<std::string, std::string, std::less<>> origin_;  // absent: default
 };

@@ -28,10 +28,10 @@ std::vector<std::string> checkpoint_names(const std::string& folder) {
   std::error_code code;
   for (fs::directory_iterator entry(folder, code), end; !code && entry != end;
        entry.increment(code))
-    if (entry->path().filename().string().starts_with("step-"))
-      names.push_back(entry->path().filename());
-  std::erase_if(names,
-                [](const std::string& name) { return name.find(".tmp") != std::string::npos; });
+    names.push_back(entry->path().filename());
+  std::erase_if(names, [](const std::string& name) {
+    return !name.starts_with("step-") || name.find(".tmp") != std::string::npos;
+  });
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -77,22 +77,52 @@ void verify_checkpoint(const std::string& folder) {
   }
 }
 
+namespace {
+
+bool exists(const std::string& path) {
+  std::error_code code;
+  return fs::exists(path, code);
+}
+
+// Something else than what a run leaves that was stopped while it was made.
+bool holds_other_files(const std::string& folder) {
+  std::error_code code;
+  for (fs::directory_iterator entry(folder, code), end; !code && entry != end;
+       entry.increment(code)) {
+    const std::string name = entry->path().filename();
+    if (name != "lock" && name != "record.json" && name.find(".tmp-") == std::string::npos)
+      return true;
+  }
+  return static_cast<bool>(code);
+}
+
+}  // namespace
+
 RunDir::RunDir(std::string path) : path_(std::move(path)) {
   while (path_.size() > 1 && path_.back() == '/') path_.pop_back();
 }
 
-RunDir RunDir::create(const std::string& path, const std::string& run_toml,
-                      const std::string& record_json, Existing existing) {
-  RunDir run(path);
-  if (fs::exists(run.file("run.toml")) && existing == Existing::refuse)
+void RunDir::check_new(const std::string& path, Existing existing) {
+  const RunDir run(path);
+  if (!exists(run.path_)) return;
+  if (exists(run.file("run.toml"))) {
+    if (existing == Existing::replace) return;
+    const LockFile lock(run.file("lock"));  // whoever is at work there says more than the folder
     fail(Kind::usage, Hint{"--resume goes on with it, --force begins anew, -o names another"},
          "{}: there is a run already", run.path_);
-  if (fs::exists(run.path_) && !fs::exists(run.file("run.toml")) && !fs::is_empty(run.path_))
-    fail(Kind::usage, "{}: this folder is not empty, and no run", run.path_);
+  }
+  if (holds_other_files(run.path_))
+    fail(Kind::usage, Hint{"-o names another"}, "{}: exists, and is no run", run.path_);
+}
+
+RunDir RunDir::create(const std::string& path, const std::string& run_toml,
+                      const std::string& record_json, Existing existing) {
+  check_new(path, existing);
+  RunDir run(path);
   make_directory(run.path_);
   run.lock_ = std::make_unique<LockFile>(run.file("lock"));
   for (const char* name :
-       {"run.toml", "done", "record.json", "log.txt", "metrics.jsonl", "ckpt", "eval", "targets"})
+       {"done", "record.json", "log.txt", "metrics.jsonl", "ckpt", "eval", "targets", "run.toml"})
     remove_tree(run.file(name));
   make_directory(run.file("ckpt"));
   write_text(run.file("record.json"), record_json);
@@ -103,7 +133,7 @@ RunDir RunDir::create(const std::string& path, const std::string& run_toml,
 
 RunDir RunDir::resume(const std::string& path) {
   RunDir run(path);
-  if (!fs::exists(run.file("run.toml")))
+  if (!exists(run.file("run.toml")))
     fail(Kind::input, "{}: no run to go on with (expected run.toml)", run.path_);
   run.lock_ = std::make_unique<LockFile>(run.file("lock"));
   make_directory(run.file("ckpt"));
@@ -149,13 +179,26 @@ void RunDir::save_checkpoint(int64_t step, const std::function<void(const std::s
   write_text(file("ckpt/LAST"), name + "\n", Existing::replace);
 }
 
-void RunDir::mark_best(int64_t step) {
-  CHECK(fs::exists(file("ckpt/" + step_name(step))), "run: no checkpoint {} to be the best", step);
-  write_text(file("ckpt/BEST"), step_name(step) + "\n", Existing::replace);
+bool RunDir::mark_best(int64_t step) {
+  const std::string mark = file("ckpt/BEST");
+  if (!exists(file("ckpt/" + step_name(step)))) {
+    remove_tree(mark);
+    return false;
+  }
+  if (best_step() != step) write_text(mark, step_name(step) + "\n", Existing::replace);
+  return true;
+}
+
+void RunDir::go_on_from(int64_t step) {
+  rewind_metrics(step);
+  for (const std::string& name : checkpoint_names(file("ckpt")))
+    if (step_of(name) > step) remove_tree(file("ckpt/" + name));
+  if (exists(file("ckpt/" + step_name(step))))
+    write_text(file("ckpt/LAST"), step_name(step) + "\n", Existing::replace);
 }
 
 void RunDir::prune(int64_t keep) {
-  const std::string best = fs::exists(file("ckpt/BEST")) ? first_line(file("ckpt/BEST")) : "";
+  const std::string best = exists(file("ckpt/BEST")) ? first_line(file("ckpt/BEST")) : "";
   std::vector<std::string> names = checkpoint_names(file("ckpt"));
   const auto newest = static_cast<size_t>(std::max<int64_t>(keep, 2));
   for (size_t i = 0; i + newest < names.size(); ++i)
@@ -177,11 +220,14 @@ std::optional<RunDir::Checkpoint> RunDir::last_checkpoint(
       say(fmt::format("passing over a damaged checkpoint: {}", e.message));
     }
   }
+  if (!names.empty())
+    fail(Kind::input, Hint{"--force begins anew"}, "{}: none of its {} checkpoints holds", path_,
+         names.size());
   return std::nullopt;
 }
 
 std::optional<int64_t> RunDir::best_step() const {
-  if (!fs::exists(file("ckpt/BEST"))) return std::nullopt;
+  if (!exists(file("ckpt/BEST"))) return std::nullopt;
   return step_of(first_line(file("ckpt/BEST")));
 }
 
@@ -193,6 +239,6 @@ std::string RunDir::new_evaluation(int64_t step) {
 }
 
 void RunDir::mark_done() { write_text(file("done"), "", Existing::replace); }
-bool RunDir::done() const { return fs::exists(file("done")); }
+bool RunDir::done() const { return exists(file("done")); }
 
 }  // namespace sft

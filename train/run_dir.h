@@ -23,6 +23,11 @@ namespace sft {
 
 class RunDir {
  public:
+  // Names a folder and touches nothing: create or resume makes it a run.
+  explicit RunDir(std::string path);
+  bool opened() const { return lock_ != nullptr; }
+  // Whether create would refuse the folder: throws as it would, and changes nothing.
+  static void check_new(const std::string& path, Existing existing);
   // A new run: the folder must not exist (or be empty) unless `existing` is replace. run_toml and
   // record_json are written once. Takes the lock.
   static RunDir create(const std::string& path, const std::string& run_toml,
@@ -36,12 +41,13 @@ class RunDir {
 
   void log(const std::string& line);      // log.txt, with the time
   void metrics(const std::string& json);  // metrics.jsonl, one object
-  // Cuts metrics of steps after `step` off: the run goes on from there.
-  void rewind_metrics(int64_t step);
+  // Cuts metrics of steps after `step` off, and removes checkpoints after it (which do not hold):
+  // the run goes on from there.
+  void go_on_from(int64_t step);
 
   // write(folder) makes model.gguf and state.safetensors in it. Then LAST is this checkpoint.
   void save_checkpoint(int64_t step, const std::function<void(const std::string& folder)>& write);
-  void mark_best(int64_t step);  // the checkpoint must be there
+  bool mark_best(int64_t step);  // false: there is no such checkpoint; then there is no BEST
   // Removes all but BEST and the newest `keep` (at least two), and what a crash left behind.
   void prune(int64_t keep);
 
@@ -49,7 +55,8 @@ class RunDir {
     int64_t step;
     std::string folder;
   };
-  // The newest whose manifest holds; those that do not are reported to `say`.
+  // The newest whose manifest holds; those that do not are reported to `say`. Kind::input if there
+  // are some and none holds.
   std::optional<Checkpoint> last_checkpoint(
       const std::function<void(const std::string&)>& say) const;
   std::optional<int64_t> best_step() const;
@@ -59,8 +66,8 @@ class RunDir {
   bool done() const;
 
  private:
-  explicit RunDir(std::string path);
   void open_logs();
+  void rewind_metrics(int64_t step);
 
   std::string path_;
   std::unique_ptr<LockFile> lock_;

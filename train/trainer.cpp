@@ -3,11 +3,12 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <csignal>
 #include <cstring>
-#include <limits>
+#include <fstream>
 
 #include "engine/formats/gguf.h"
 #include "engine/formats/safetensors.h"
@@ -26,6 +27,13 @@ void on_stop_signal(int signal) {
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+int64_t resident_bytes() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t size = 0, resident = 0;
+  statm >> size >> resident;
+  return resident * sysconf(_SC_PAGESIZE);
 }
 
 BatchPlan make_plan(const RunConfig& config, const Objective& objective) {
@@ -58,11 +66,26 @@ Trainer::Trainer(const RunConfig& config, const Config& model, ParamStore& store
            .rng = {static_cast<uint64_t>(config.run.seed), 0}},
       tape_(ctx_) {
   for (int64_t samples : objective.samples()) frames_.push_back(model.frames(samples));
+  cut(0);
 }
 
-Batch Trainer::update_batch(int64_t u, int64_t micro) const {
-  const int64_t b = u * config_.train.accumulate + micro;
-  return batches_.empty() ? plan_.batch(b) : batches_[b % static_cast<int64_t>(batches_.size())];
+// Which group is batch k of update u.
+size_t Trainer::group_of(int64_t u, int64_t k) const {
+  const int64_t b = u * config_.train.accumulate + k;
+  return batches_.empty() ? plan_.group(b) : static_cast<size_t>(b) % batches_.size();
+}
+
+void Trainer::cut(int64_t micro_frames) {
+  micro_frames_ = micro_frames;
+  pieces_.clear();
+  for (const Batch& group : groups())
+    pieces_.push_back(micro_frames ? micro_batches(group, frames_, micro_frames)
+                                   : std::vector<Batch>{group});
+}
+
+void Trainer::prefetch(int64_t u) {
+  for (int64_t k = 0; k < config_.train.accumulate; ++k)
+    objective_.prefetch(groups()[group_of(u, k)]);
 }
 
 void Trainer::activate(int64_t u) {
@@ -70,45 +93,64 @@ void Trainer::activate(int64_t u) {
     store_.set_active(static_cast<int>(r), trains(u, r));
 }
 
-Trainer::MemoryPlan Trainer::plan_memory(int64_t available) {
-  MemoryPlan plan;
-  activate(config_.train.steps - 1);
+// Dry steps over all groups as they are cut now, and a dry evaluation.
+void Trainer::measure(MemoryPlan& plan) {
+  plan.activations = plan.scratch = 0;
+  const auto run = [&](auto&& step) {
+    acts_.rewind(0), scratch_.rewind(0);
+    acts_.forget_peak(), scratch_.forget_peak();
+    step();
+    plan.activations = std::max(plan.activations, acts_.peak());
+    plan.scratch = std::max(plan.scratch, scratch_.peak());
+  };
   ctx_.dry = true;
-  const auto measure = [&](int64_t micro_frames) {
-    int64_t acts = 0, scratch = 0;
-    for (const Batch& group : plan_.groups()) {
-      std::vector<Batch> pieces{group};
-      if (micro_frames) pieces = micro_batches(group, frames_, micro_frames);
-      for (const Batch& piece : pieces) {
-        acts_.rewind(0), scratch_.rewind(0);
-        acts_.forget_peak(), scratch_.forget_peak();
+  for (size_t g = 0; g < groups().size(); ++g)
+    for (const Batch& piece : pieces_[g])
+      run([&] {
         store_.forget_gradients();
-        objective_.begin_update(ctx_.rng, group);
+        objective_.begin_update(ctx_.rng, groups()[g]);
         objective_.forward(tape_, piece);
         tape_.backward();
         tape_.clear();
-        acts = std::max(acts, acts_.peak()), scratch = std::max(scratch, scratch_.peak());
-      }
-    }
-    plan.activations = acts, plan.scratch = scratch, plan.micro_frames = micro_frames;
-  };
-  measure(0);
-  plan.parameters = store_.bytes();
-  int64_t longest = 0, largest = 0;
-  for (int64_t frames : frames_) longest = std::max(longest, frames);
-  for (const Batch& group : plan_.groups()) {
-    int64_t frames = 0;
-    for (uint32_t i : group) frames += frames_[i];
-    largest = std::max(largest, frames);
-  }
-  for (int64_t frames = largest / 2;
-       plan.total() > available && frames >= longest / 2 && frames > 0; frames /= 2)
-    measure(frames);
+      });
+  run([&] { objective_.plan_evaluation(ctx_); });
+  run([] {});
   ctx_.dry = false;
-  acts_.rewind(0), scratch_.rewind(0);
-  acts_.forget_peak(), scratch_.forget_peak();
-  micro_frames_ = plan.micro_frames;
+}
+
+Trainer::MemoryPlan Trainer::plan_memory(int64_t available) {
+  const auto sum = [](const Batch& batch, const std::vector<int64_t>& of) {
+    int64_t total = 0;
+    for (uint32_t i : batch) total += of[i];
+    return total;
+  };
+  int64_t largest = 0, samples = 0;
+  for (const Batch& group : groups()) {
+    largest = std::max(largest, sum(group, frames_));
+    samples = std::max(samples, sum(group, objective_.samples()));
+  }
+  const int64_t longest = *std::max_element(frames_.begin(), frames_.end());
+  MemoryPlan plan;
+  // The masters were touched when the store was bound, and are counted among the parameters.
+  plan.process = std::max<int64_t>(0, resident_bytes() - store_.master().bytes());
+  activate(config_.train.steps - 1);
+  cut(0);
+  measure(plan);
+  for (int64_t frames = largest / 2; frames >= longest / 2 && frames > 0; frames /= 2) {
+    plan.parameters = store_.bytes();
+    plan.data = objective_.held_bytes(samples);
+    if (plan.total() - plan.process <= available) break;
+    cut(frames);
+    measure(plan);
+  }
+  plan.parameters = store_.bytes();
+  plan.data = objective_.held_bytes(samples);
+  plan.micro_frames = micro_frames_;
   report_.planned_bytes = plan.total();
+  if (plan.total() - plan.process > available)
+    fail(Kind::resource, Hint{"shorter utterances (data.max_seconds), or train.recompute=true"},
+         "the run needs {} MiB of memory, {} MiB are free", (plan.total() - plan.process) >> 20,
+         available >> 20);
   return plan;
 }
 
@@ -117,32 +159,27 @@ Trainer::Outcome Trainer::update(int64_t u) {
   ctx_.rng.update = static_cast<uint32_t>(u);
   activate(u);
   store_.forget_gradients();
-  Batch all;
-  std::vector<Batch> pieces;
+  all_.clear();
   for (int64_t k = 0; k < config_.train.accumulate; ++k) {
-    const Batch batch = update_batch(u, k);
-    all.insert(all.end(), batch.begin(), batch.end());
-    if (!micro_frames_)
-      pieces.push_back(batch);
-    else
-      for (Batch& piece : micro_batches(batch, frames_, micro_frames_))
-        pieces.push_back(std::move(piece));
+    const Batch& group = groups()[group_of(u, k)];
+    all_.insert(all_.end(), group.begin(), group.end());
   }
-  objective_.prefetch(update_batch(u + 1, 0));
-  objective_.begin_update(ctx_.rng, all);
+  objective_.begin_update(ctx_.rng, all_);
+  prefetch(u + 1);
   Outcome outcome;
-  for (const Batch& piece : pieces) {
-    acts_.rewind(0), scratch_.rewind(0);
-    objective_.forward(tape_, piece);
-    tape_.backward();
-    outcome.loss += objective_.loss();
-    tape_.clear();
-  }
+  for (int64_t k = 0; k < config_.train.accumulate; ++k)
+    for (const Batch& piece : pieces_[group_of(u, k)]) {
+      acts_.rewind(0), scratch_.rewind(0);
+      objective_.forward(tape_, piece);
+      tape_.backward();
+      outcome.loss += objective_.loss();
+      tape_.clear();
+    }
   store_.zero_unwritten();
-  std::vector<Tensor> gradients;
+  gradients_.clear();
   for (size_t r = 0; r < store_.ranges().size(); ++r)
-    if (trains(u, r)) gradients.push_back(store_.part(store_.grad(), store_.ranges()[r]));
-  outcome.norm = std::sqrt(grad_norm(ctx_, gradients));
+    if (trains(u, r)) gradients_.push_back(store_.part(store_.grad(), store_.ranges()[r]));
+  outcome.norm = std::sqrt(grad_norm(ctx_, gradients_));
   outcome.skipped = !std::isfinite(outcome.norm) || !std::isfinite(outcome.loss);
   if (!outcome.skipped) apply(u, outcome.norm);
   return outcome;
@@ -197,6 +234,8 @@ void Trainer::save(int64_t step) {
     state.set("best", fmt::format("{:a}", report_.best));
     state.set("best_step", std::to_string(report_.best_step));
     state.set("skipped", std::to_string(report_.skipped));
+    state.set("skips_in_row", std::to_string(skips_in_row_));
+    state.set("micro_frames", std::to_string(micro_frames_));
     for (const ParamStore::Range& range : store_.ranges())
       state.set("steps." + range.name, std::to_string(range.steps));
     const Shape flat{store_.master().count()};
@@ -208,9 +247,31 @@ void Trainer::save(int64_t step) {
   });
 }
 
+namespace {
+
+int64_t whole(const TensorFile& state, const std::string& key) {
+  return std::stoll(state.metadata().string(key));
+}
+
+TrainerReport report_of(const TensorFile& state) {
+  return {.step = whole(state, "step"),
+          .best = std::strtod(state.metadata().string("best").c_str(), nullptr),
+          .best_step = whole(state, "best_step"),
+          .skipped = whole(state, "skipped")};
+}
+
+}  // namespace
+
+TrainerReport read_report(const std::string& checkpoint) {
+  return report_of(open_tensor_file(checkpoint + "/state.safetensors"));
+}
+
 bool Trainer::resume(const std::function<void(const std::string&)>& say) {
   const auto checkpoint = run_.last_checkpoint(say);
-  if (!checkpoint) return false;
+  if (!checkpoint) {
+    run_.go_on_from(0);
+    return false;
+  }
   const ModelFile model = open_model(checkpoint->folder + "/model.gguf");
   for (const ParamStore::Named& named : store_.named()) {
     const Tensor saved = model.tensors.find(named.name);
@@ -226,16 +287,26 @@ bool Trainer::resume(const std::function<void(const std::string&)>& say) {
       fail(Kind::input, "{}: {} is {} (expected {})", state.path(), name, info.shape, flat.shape);
     state.read_f32(info, {flat.f32(), static_cast<size_t>(flat.count())});
   }
-  step_ = std::stoll(state.metadata().string("step"));
-  report_.best = std::strtod(state.metadata().string("best").c_str(), nullptr);
-  report_.best_step = std::stoll(state.metadata().string("best_step"));
-  report_.skipped = std::stoll(state.metadata().string("skipped"));
-  for (ParamStore::Range& range : store_.ranges())
-    range.steps = std::stoll(state.metadata().string("steps." + range.name));
-  run_.rewind_metrics(step_);
-  // The crash may have come between a checkpoint and its mark.
-  if (report_.best_step >= 0 && run_.best_step() != report_.best_step)
-    run_.mark_best(report_.best_step);
+  const int64_t planned = report_.planned_bytes;
+  report_ = report_of(state);
+  report_.planned_bytes = planned;
+  step_ = report_.step;
+  skips_in_row_ = whole(state, "skips_in_row");
+  for (ParamStore::Range& range : store_.ranges()) {
+    range.steps = whole(state, "steps." + range.name);
+    store_.weights_changed(range);
+  }
+  // Sums of other pieces round differently: memory that is free now must not change the result.
+  if (const int64_t saved = whole(state, "micro_frames"); saved != micro_frames_) {
+    say(fmt::format("batches are cut into pieces of {} frames, as when the run began", saved));
+    cut(saved);
+  }
+  run_.go_on_from(step_);
+  if (report_.best_step >= 0 && !run_.mark_best(report_.best_step)) {
+    say(fmt::format("the best checkpoint so far ({}) is gone: the next evaluation makes another",
+                    step_name(report_.best_step)));
+    report_.best_step = -1;
+  }
   return true;
 }
 
@@ -251,26 +322,40 @@ void Trainer::log_step(int64_t u, const Outcome& outcome) {
       u < head_steps() ? "head-only " : "", schedule_.phase(u), report_.skipped, fields, seconds_));
 }
 
+std::string Trainer::names(int64_t u) const {
+  std::string names;
+  for (int64_t k = 0; k < config_.train.accumulate; ++k)
+    names.append(k ? " " : "").append(objective_.names(groups()[group_of(u, k)]));
+  return names;
+}
+
+void Trainer::log_skip(int64_t u, const Outcome& outcome) {
+  run_.log(fmt::format("update {}: loss {} and gradient norm {}: skipped; batch {}", u,
+                       outcome.loss, outcome.norm, names(u)));
+}
+
+void Trainer::show(int64_t u, const Outcome& outcome, const OnProgress& progress) {
+  fields_.clear();
+  fmt::format_to(std::back_inserter(fields_), "loss {:.4g} | norm {:.3g} | lr {:.2e} {}{}",
+                 outcome.loss, outcome.norm, config_.optim.lr * schedule_.factor(u),
+                 u < head_steps() ? "head-only " : "", schedule_.phase(u));
+  progress(u + 1, outcome.loss, fields_);
+}
+
 TrainerReport Trainer::run(const OnProgress& progress) {
   const int64_t N = config_.train.steps, E = evaluation_interval();
   double saved_at = now();
-  objective_.prefetch(update_batch(step_, 0));
+  if (step_ < N) prefetch(step_);
   for (int64_t u = step_; u < N; ++u) {
     const double begin = now();
     const Outcome outcome = update(u);
     seconds_ += now() - begin;
     step_ = u + 1;
     skips_in_row_ = outcome.skipped ? skips_in_row_ + 1 : 0;
-    if (outcome.skipped) {
-      ++report_.skipped;
-      run_.log(fmt::format("update {}: loss {} and gradient norm {}: skipped; batch {}", u,
-                           outcome.loss, outcome.norm, objective_.names(update_batch(u, 0))));
-    }
+    report_.skipped += outcome.skipped;
+    show(u, outcome, progress);
+    if (outcome.skipped) log_skip(u, outcome);
     if (step_ % config_.log.every == 0 || step_ == N || outcome.skipped) log_step(u, outcome);
-    progress(step_, outcome.loss,
-             fmt::format("loss {:.4g} | norm {:.3g} | lr {:.2e} {}{}", outcome.loss, outcome.norm,
-                         config_.optim.lr * schedule_.factor(u),
-                         u < head_steps() ? "head-only " : "", schedule_.phase(u)));
     if (skips_in_row_ > config_.train.max_skips)
       fail(Kind::diverged, Hint{"lower optim.lr, or look at log.txt for the batches"},
            "{}: {} updates in a row had no finite gradient", run_.path(), skips_in_row_);

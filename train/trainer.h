@@ -48,6 +48,12 @@ class Objective {
   virtual std::string names(const Batch& batch) const = 0;
   // On the dev split; writes what it decoded into `folder`.
   virtual Scores evaluate(Context& ctx, const std::string& folder) = 0;
+  // Takes the memory that evaluate will, in a dry context.
+  virtual void plan_evaluation(Context&) {}
+  // Bytes that it will hold beside the arenas: cached features, decoded audio.
+  virtual int64_t held_bytes(int64_t batch_samples) const {
+    return 2 * batch_samples * static_cast<int64_t>(sizeof(float));
+  }
 };
 
 struct TrainerReport {
@@ -57,6 +63,9 @@ struct TrainerReport {
   int64_t skipped = 0;
   int64_t planned_bytes = 0;
 };
+
+// What state.safetensors of a checkpoint says of its run.
+TrainerReport read_report(const std::string& checkpoint);
 
 // Counters, in order of the progress line: step, loss, norm, rate, phase.
 using OnProgress = std::function<void(int64_t step, double loss, const std::string& fields)>;
@@ -69,12 +78,17 @@ class Trainer {
   Trainer(const RunConfig& config, const Config& model, ParamStore& store, TensorMap pass_through,
           Objective& objective, RunDir& run, std::vector<Batch> batches = {});
 
-  // What a step will need; printed before the run. Bytes.
+  // What a run will need at most; printed before it. Bytes.
   struct MemoryPlan {
-    int64_t parameters = 0, activations = 0, scratch = 0;
+    int64_t process = 0;     // resident already: the program, the model file, lists of the data
+    int64_t parameters = 0;  // masters, gradients, moments, derived weights
+    int64_t activations = 0, scratch = 0;
+    int64_t data = 0;          // cached features, decoded audio
     int64_t micro_frames = 0;  // frames of a micro-batch at most; 0: batches are not cut
-    int64_t total() const { return parameters + activations + scratch; }
+    int64_t total() const { return process + parameters + activations + scratch + data; }
   };
+  // Cuts batches until they fit `available` bytes; Kind::resource if they still do not. Touches
+  // nothing of the run.
   MemoryPlan plan_memory(int64_t available);
 
   // Takes up the newest checkpoint; false: there is none.
@@ -88,7 +102,12 @@ class Trainer {
     double loss = 0, norm = 0;
     bool skipped = false;
   };
-  Batch update_batch(int64_t u, int64_t micro) const;
+  const std::vector<Batch>& groups() const { return batches_.empty() ? plan_.groups() : batches_; }
+  size_t group_of(int64_t u, int64_t k) const;
+  void cut(int64_t micro_frames);
+  void measure(MemoryPlan& plan);
+  void prefetch(int64_t u);
+  std::string names(int64_t u) const;
   int64_t head_steps() const {
     return head_only_steps(config_.train.steps, config_.train.head_only);
   }
@@ -99,6 +118,8 @@ class Trainer {
   void evaluate(int64_t step);
   void save(int64_t step);
   void log_step(int64_t u, const Outcome& outcome);
+  void log_skip(int64_t u, const Outcome& outcome);
+  void show(int64_t u, const Outcome& outcome, const OnProgress& progress);
   int64_t evaluation_interval() const;
 
   const RunConfig& config_;
@@ -115,7 +136,11 @@ class Trainer {
   Tape tape_;
   std::vector<int64_t> frames_;  // of every training utterance
   int64_t micro_frames_ = 0;
-  int64_t step_ = 0;  // updates done
+  std::vector<std::vector<Batch>> pieces_;  // micro-batches of every group
+  Batch all_;                               // utterances of the update
+  std::vector<Tensor> gradients_;           // of the ranges that train
+  std::string fields_;                      // of the progress line
+  int64_t step_ = 0;                        // updates done
   int64_t skips_in_row_ = 0;
   TrainerReport report_;
   double seconds_ = 0;

@@ -106,6 +106,7 @@ TrainerReport pretrain(const TrainJob& job) {
   for (const std::string& remark : base.remarks) job.say(remark);
   check_finite(base);
   const std::string base_id = model_id(base.tensors);
+  if (const auto finished = look_at_run(job, base_id)) return *finished;
   const Config config = pretrained(base.config, c, base_id);
   const Data data = read_data(job, config);
   const std::unique_ptr<FeatureSource> source = source_of(job, data.train);
@@ -127,7 +128,7 @@ TrainerReport pretrain(const TrainJob& job) {
   const Targets targets = targets_of(job, run, source.get(), config, data);
   const auto objective =
       masked_objective(c, model, targets, data.train, data.dev, free_memory() / 4);
-  return train(job, config, store, {}, *objective, run);
+  return train(job, base_id, config, store, {}, *objective, run);
 }
 
 }  // namespace sft

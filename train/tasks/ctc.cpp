@@ -58,7 +58,11 @@ class CtcObjective : public FineTuneObjective {
  public:
   CtcObjective(const RunConfig& config, const FineTuneModel& model, const Units& units,
                const Split& train, const Split& dev, int decode_threads, int64_t cache_bytes)
-      : FineTuneObjective(config, model, train, dev, decode_threads, cache_bytes), units_(units) {}
+      : FineTuneObjective(config, model, train, dev, decode_threads, cache_bytes), units_(units) {
+    if (config.eval.select == "cer" && !units.characters())
+      fail(Kind::usage,
+           "eval.select is cer, but the units are not characters (expected wer or per)");
+  }
 
   void begin_update(const Rng&, const Batch& all) override { update_size_ = all.size(); }
 
@@ -71,14 +75,10 @@ class CtcObjective : public FineTuneObjective {
     });
     Scores scores{.values = decoded.write(folder)};
     std::string json;
-    bool found = false;
     for (const auto& [name, value] : scores.values) {
       json += fmt::format("{}\"{}\":{:.6g}", json.empty() ? "" : ",", name, value);
-      if (name == config_.eval.select) scores.selected = value, found = true;
+      if (name == config_.eval.select) scores.selected = value;
     }
-    if (!found)
-      fail(Kind::usage, "eval.select: {} is no score of this task (expected wer, cer or per)",
-           config_.eval.select);
     write_text(folder + "/scores.json", "{" + json + "}\n");
     return scores;
   }

@@ -96,17 +96,31 @@ void FineTuneObjective::for_each_dev_batch(
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<uint32_t>(i);
   std::stable_sort(order.begin(), order.end(),
                    [&](uint32_t a, uint32_t b) { return samples[a] > samples[b]; });
-  dev_.prefetch(order);
+  const auto batch_at = [&](size_t begin) {
+    const size_t end = std::min(begin + kDevBatch, order.size());
+    return Batch(order.begin() + static_cast<int64_t>(std::min(begin, end)),
+                 order.begin() + static_cast<int64_t>(end));
+  };
+  if (!ctx.dry) dev_.prefetch(batch_at(0));
   for (size_t begin = 0; begin < order.size(); begin += kDevBatch) {
-    const Batch batch(
-        order.begin() + static_cast<int64_t>(begin),
-        order.begin() + static_cast<int64_t>(std::min(begin + kDevBatch, order.size())));
+    if (!ctx.dry) dev_.prefetch(batch_at(begin + kDevBatch));
+    const Batch batch = batch_at(begin);
     ScratchScope acts(ctx.acts), scratch(ctx.scratch);
     Tape tape(ctx, /*recording=*/false);
     const Tensor out = logits(tape, dev_, batch, false);
     use(batch, out, dev_.segments());
     dev_.give_back(batch);
   }
+}
+
+int64_t FineTuneObjective::held_bytes(int64_t batch_samples) const {
+  constexpr auto kFloat = static_cast<int64_t>(sizeof(float));
+  const std::vector<int64_t>& dev = dev_.samples();
+  const int64_t longest = *std::max_element(dev.begin(), dev.end());
+  const int64_t dev_batch = static_cast<int64_t>(std::min(kDevBatch, dev.size())) * longest;
+  return train_.cache_bytes() + dev_.cache_bytes() +
+         train_.audio_bytes(2 * batch_samples * kFloat, kKeepAudio) +
+         dev_.audio_bytes(2 * dev_batch * kFloat, kKeepAudio);
 }
 
 }  // namespace sft

@@ -37,6 +37,10 @@ class FineTuneObjective : public Objective {
   const std::vector<int64_t>& samples() const override { return train_.samples(); }
   void prefetch(const Batch& batch) override { train_.prefetch(batch); }
   void forward(Tape& t, const Batch& batch) override;
+  void plan_evaluation(Context& ctx) override {
+    for_each_dev_batch(ctx, [](const Batch&, Tensor, Segments) {});
+  }
+  int64_t held_bytes(int64_t batch_samples) const override;
   double loss() const override;
   std::string names(const Batch& batch) const override;
 
