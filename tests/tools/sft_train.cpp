@@ -124,7 +124,8 @@ TEST_CASE("sft-train: killed at five random moments and resumed, the run ends wi
   const TinySpeech speech;
   const std::vector<std::string> steps = {"--steps", "60"};
   const Outcome whole = run_program("sft-train", arguments(speech, "whole", steps));
-  REQUIRE_MESSAGE(whole.code == 0, whole.err);
+  INFO(whole.err);
+  REQUIRE(whole.code == 0);
   const std::string run = speech.folder / "killed";
   std::mt19937 random(static_cast<uint32_t>(getpid()));
   std::vector<std::string> more = steps;
@@ -137,7 +138,8 @@ TEST_CASE("sft-train: killed at five random moments and resumed, the run ends wi
     more = {"--steps", "60", "--resume"};
   }
   const Outcome last = run_program("sft-train", arguments(speech, "killed", more));
-  REQUIRE_MESSAGE(last.code == 0, last.err);
+  INFO(last.err);
+  REQUIRE(last.code == 0);
   expect_same_run(speech.folder / "whole", run, "step-00000060");
 }
 
@@ -145,7 +147,8 @@ TEST_CASE("sft-train: a signal saves and ends with 75; the resumed run has the s
   if (absent()) return;
   const TinySpeech speech;
   const Outcome whole = run_program("sft-train", arguments(speech, "whole", {"--steps", "40"}));
-  REQUIRE_MESSAGE(whole.code == 0, whole.err);
+  INFO(whole.err);
+  REQUIRE(whole.code == 0);
   Child child(arguments(speech, "stopped", {"--steps", "40"}));
   REQUIRE(wait_for_metrics(child, speech.folder / "stopped", 400));
   const Outcome second = run_program("sft-train", arguments(speech, "stopped", {"--steps", "40"}));
@@ -158,7 +161,8 @@ TEST_CASE("sft-train: a signal saves and ends with 75; the resumed run has the s
   EXPECT((code == 75 || code == 0));
   const Outcome rest =
       run_program("sft-train", arguments(speech, "stopped", {"--steps", "40", "--resume"}));
-  REQUIRE_MESSAGE(rest.code == 0, rest.err);
+  INFO(rest.err);
+  REQUIRE(rest.code == 0);
   expect_same_run(speech.folder / "whole", speech.folder / "stopped", "step-00000040");
 }
 
@@ -252,7 +256,8 @@ TEST_CASE("sft-train: --dry-run prints the plan and writes nothing; --print-conf
   EXPECT(config.out.find("optim.lr = 0.0001  # default\n") != std::string::npos);
   const Outcome run =
       run_program("sft-train", arguments(speech, "run", {"--steps", "2", "--json"}));
-  REQUIRE_MESSAGE(run.code == 0, run.err);
+  INFO(run.err);
+  REQUIRE(run.code == 0);
   const auto report = nlohmann::json::parse(run.out);
   EXPECT(report.at("step") == 2);
   EXPECT(report.at("skipped") == 0);

@@ -37,7 +37,8 @@ TEST_CASE("sft-transcribe: hears what the run's evaluation did, at any rate; --j
   const auto expected = read_trn(job.run + "/eval/" + step_name(report.best_step) + "/hyp.trn");
   const std::string a = speech.folder / "0.wav", b = speech.folder / "1.wav";
   const auto plain = run_program("sft-transcribe", {job.run, a, b});
-  REQUIRE_MESSAGE(plain.code == 0, plain.err);
+  INFO(plain.err);
+  REQUIRE(plain.code == 0);
   EXPECT(plain.out ==
          fmt::format("{}\t{}\n{}\t{}\n", a, expected.at("dev0"), b, expected.at("dev1")));
   const auto json = run_program("sft-transcribe", {job.run, a, "--json"});

@@ -118,12 +118,3 @@ TEST_CASE("run_config: types of a file, its syntax, its line") {
   EXPECT(error("[train]\nsteps == 3\n").message.find("c.toml:2: ") != std::string::npos);
   EXPECT(error("[trian]\nsteps = 3\n").hint.find("train.steps") != std::string::npos);
 }
-
-TEST_CASE("run_config: globs") {
-  EXPECT(glob_match("conv.*", "conv.0.weight"));
-  EXPECT(!glob_match("conv.*", "pos_conv.g"));
-  EXPECT(glob_match("enc.?.attn.*", "enc.3.attn.q.weight"));
-  EXPECT(!glob_match("enc.?.attn.*", "enc.11.attn.q.weight"));
-  EXPECT(glob_match("*a*b*", "xaxxbx"));
-  EXPECT(!glob_match("*a*b", "xaxxbx"));
-}

@@ -2,24 +2,27 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <new>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "models/checkpoint.h"
+#include "models/initialise.h"
 #include "tests/train/tiny_speech.h"
+#include "train/tasks/finetune.h"
 
 using namespace sft;
 namespace fs = std::filesystem;
+
+extern "C" char __executable_start, etext;  // of the program, from the linker
 
 namespace {
 
 // Allocations of this thread by our own code: those of libraries come from outside the program.
 thread_local bool counting = false;
 thread_local int64_t allocations = 0;
-
-extern "C" char __executable_start, etext;
 
 bool ours(const void* caller) {
   const auto* p = static_cast<const char*>(caller);
@@ -137,6 +140,43 @@ TEST_CASE("trainer: accumulation gives the sums of one large batch") {
   const std::string halves = run("halves", {"batch.utterances=2", "train.accumulate=2"});
   for (size_t u : {0, 1}) EXPECT(loss(halves, u) == doctest::Approx(loss(whole, u)).epsilon(1e-5));
   EXPECT(distance(whole + "/ckpt/step-00000002", halves + "/ckpt/step-00000002") < 1e-4);
+}
+
+TEST_CASE("trainer: batches cut into pieces to fit the memory give the same update") {
+  const test::TinySpeech speech(4, 0);
+  const auto run = [&](const std::string& name, bool cut) {
+    const TrainJob job =
+        speech.job(name, with_no_noise({"batch.utterances=4", "train.steps=2", "train.head_only=0",
+                                        "sched.warmup=0", "optim.eps=1e-3"}));
+    const Units units = Units::named("chars");
+    const ModelFile base = open_model(speech.model);
+    Config config = base.config;
+    config.task = {.kind = "ctc", .head = "linear", .units = units.symbols()};
+    FineTuneModel model{Encoder(config), {TaskHead(config.task, config.width)}};
+    TensorMap tensors = base.tensors;
+    initialise_missing(tensors, tensor_specs(model.task), 0);
+    ParamStore store;
+    store.bind(param_requests(model), tensors, "tiny",
+               [&](std::string_view n) { return finetune_range(n, job.config.train.freeze); },
+               {"head", "encoder"});
+    const Manifest all = read_manifest(speech.manifest);
+    Split train{all.select("train"), {}}, dev{all.select("dev"), {}};
+    train.check = check_data(train.manifest, {.units = units});
+    dev.check = check_data(dev.manifest, {.units = units});
+    const auto objective = ctc_objective(job.config, model, units, train, dev, 1, 0);
+    RunDir folder = RunDir::create(job.run, to_toml(job.config), "{}");
+    Trainer trainer(job.config, config, store, {}, *objective, folder);
+    const Trainer::MemoryPlan whole = trainer.plan_memory(int64_t{1} << 40);
+    EXPECT(whole.micro_frames == 0);
+    EXPECT(test::error_of([&] { trainer.plan_memory(1000); }).kind == Kind::resource);
+    const int64_t available = whole.total() - whole.process - (cut ? whole.activations / 3 : 0);
+    EXPECT((trainer.plan_memory(available).micro_frames > 0) == cut);
+    trainer.run([](int64_t, double, const std::string&) {});
+    return job.run;
+  };
+  const std::string whole = run("whole", false), cut = run("cut", true);
+  for (size_t u : {0, 1}) EXPECT(loss(cut, u) == doctest::Approx(loss(whole, u)).epsilon(1e-5));
+  EXPECT(distance(whole + "/ckpt/step-00000002", cut + "/ckpt/step-00000002") < 1e-4);
 }
 
 TEST_CASE("trainer: an update without a finite gradient is skipped and named; too many end it") {
