@@ -274,7 +274,9 @@ void check_data_keys(const RunConfig& c) {
   parse_normalise(c.data.normalize);
   const auto& a = c.augment;
   for (int64_t x : {a.time_warp, a.freq_masks, a.freq_width, a.time_masks, a.time_width})
-    require(between(0, x, 10'000), "an augment.* number is not in 0..10000");
+    require(between(0, x, 10'000),
+            "augment.time_warp, .freq_masks, .freq_width, .time_masks or .time_width is not in "
+            "0..10000");
 }
 
 void check_pretraining(const RunConfig& c) {

@@ -80,7 +80,7 @@ class Trainer {
 
   // What a run will need at most; printed before it. Bytes.
   struct MemoryPlan {
-    int64_t process = 0;     // resident already: the program, the model file, lists of the data
+    int64_t process = 0;     // the program, libraries, the model file, lists of the data
     int64_t parameters = 0;  // masters, gradients, moments, derived weights
     int64_t activations = 0, scratch = 0;
     int64_t data = 0;          // cached features, decoded audio

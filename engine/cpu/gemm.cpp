@@ -111,6 +111,26 @@ class Product {
   int count_ = 0;
 };
 
+// A compiled copy of a plain weight [N, K] into a packed layout, in the same way.
+class Packing {
+ public:
+  Packing(const dnnl::engine& engine, const dnnl::memory::desc& plain,
+          const dnnl::memory::desc& packed)
+      : from_(plain, engine, nullptr), to_(packed, engine, nullptr), copy_(from_, to_) {}
+
+  void run(dnnl_stream_t stream, const float* from, float* to) const {
+    check_dnnl(dnnl_memory_set_data_handle(from_.get(), const_cast<float*>(from)), "a weight");
+    check_dnnl(dnnl_memory_set_data_handle(to_.get(), to), "a packed weight");
+    const std::array<dnnl_exec_arg_t, 2> arguments{
+        {{DNNL_ARG_FROM, from_.get()}, {DNNL_ARG_TO, to_.get()}}};
+    check_dnnl(dnnl_primitive_execute(copy_.get(), stream, 2, arguments.data()), "reorder");
+  }
+
+ private:
+  dnnl::memory from_, to_;
+  dnnl::reorder copy_;
+};
+
 // The library's handles and what was compiled, of one thread.
 class Library {
  public:
@@ -146,12 +166,7 @@ class Library {
 
   void pack(Tensor weight, bool accumulate, float* to) {
     guarded("packing a weight", [&] {
-      const int64_t N = weight.rows(), K = weight.width();
-      const dnnl::memory::desc plain({K, N}, dnnl::memory::data_type::f32,
-                                     dnnl::memory::dims{1, weight.row_stride});
-      dnnl::memory from(plain, engine_, weight.data);
-      dnnl::memory packed(layout(N, K, accumulate), engine_, to);
-      dnnl::reorder(from, packed).execute(stream_, from, packed);
+      packing(weight, accumulate).run(stream_.get(), weight.f32(), to);
       stream_.wait();
     });
   }
@@ -160,10 +175,27 @@ class Library {
   int64_t calls = 0;
 
  private:
+  const Packing& packing(Tensor weight, bool accumulate) {
+    const int64_t N = weight.rows(), K = weight.width();
+    const Key key{0,
+                  N,
+                  K,
+                  weight.row_stride,
+                  0,
+                  0,
+                  (accumulate ? kAccumulate : 0) + kThreads * omp_get_max_threads()};
+    const auto found = packings_.find(key);
+    if (found != packings_.end()) return found->second;
+    const dnnl::memory::desc plain({K, N}, dnnl::memory::data_type::f32,
+                                   dnnl::memory::dims{1, weight.row_stride});
+    return packings_.emplace(key, Packing(engine_, plain, layout(N, K, accumulate))).first->second;
+  }
+
   dnnl::engine engine_;
   dnnl::stream stream_;
   std::unordered_map<Key, Product, HashKey> products_;
   std::unordered_map<Key, dnnl::memory::desc, HashKey> layouts_;
+  std::unordered_map<Key, Packing, HashKey> packings_;
 };
 
 Library& library() {

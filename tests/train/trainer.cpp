@@ -4,30 +4,19 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <new>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "models/checkpoint.h"
 #include "models/initialise.h"
+#include "tests/allocations.h"
 #include "tests/train/tiny_speech.h"
 #include "train/tasks/finetune.h"
 
 using namespace sft;
 namespace fs = std::filesystem;
 
-extern "C" char __executable_start, etext;  // of the program, from the linker
-
 namespace {
-
-// Allocations of this thread by our own code: those of libraries come from outside the program.
-thread_local bool counting = false;
-thread_local int64_t allocations = 0;
-
-bool ours(const void* caller) {
-  const auto* p = static_cast<const char*>(caller);
-  return p >= &__executable_start && p < &etext;
-}
 
 std::vector<nlohmann::json> lines(const std::string& run, const char* with) {
   std::vector<nlohmann::json> found;
@@ -59,14 +48,6 @@ double distance(const std::string& a, const std::string& b) {
 }
 
 }  // namespace
-
-void* operator new(size_t bytes) {
-  if (counting && ours(__builtin_return_address(0))) ++allocations;
-  if (void* memory = std::malloc(bytes ? bytes : 1)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 TEST_CASE("trainer: phases; what is frozen keeps its bits; metrics and files of a run") {
   const test::TinySpeech speech;
@@ -264,13 +245,13 @@ TEST_CASE("trainer: updates allocate nothing after the first epochs") {
                                     "head.kind=blstm", "head.layers=1"});
   std::vector<int64_t> counts;
   job.progress = [&](int64_t, double, const std::string&) {
-    if (counting) counts.push_back(allocations);
-    counting = true, allocations = 0;
+    counts.push_back(test::allocations());
+    test::count_allocations(true);
   };
   // an evaluation, at the end of every fourth update, is no part of a step
   finetune(job);
-  counting = false;
-  REQUIRE(counts.size() == 39);
-  for (size_t u = 24; u + 1 < counts.size(); ++u)
-    if ((u + 1) % 4) EXPECT_MESSAGE(counts[u] == 0, "update " << u + 1 << ": " << counts[u]);
+  test::count_allocations(false);
+  REQUIRE(counts.size() == 40);
+  for (size_t u = 24; u < counts.size(); ++u)
+    if (u % 4) EXPECT_MESSAGE(counts[u] == 0, "update " << u << ": " << counts[u]);
 }
