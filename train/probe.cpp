@@ -193,12 +193,6 @@ void encode(const ProbeJob& job, const Encoder& encoder, Prepared& prepared,
 
 ProbeSettings settings_of(const ProbeJob& job) {
   const RunConfig& c = job.config;
-  const std::vector<std::string> heads =
-      c.task.kind == "ctc" ? std::vector<std::string>{"linear", "projector", "blstm"}
-                           : std::vector<std::string>{"mean"};
-  if (std::find(heads.begin(), heads.end(), c.head.kind) == heads.end())
-    fail(Kind::usage, "head.kind: {} is no head of task {} (expected {})", printable(c.head.kind),
-         job.task, fmt::join(heads, ", "));
   ProbeSettings settings;
   settings.head = {
       .kind = c.task.kind, .head = c.head.kind, .width = c.head.width, .layers = c.head.layers};

@@ -340,7 +340,7 @@ TEST_CASE("probe: what is wrong with data, states and memory is said") {
   says(error("pr", m, "probe.states=all", 1000), Kind::resource, "MiB may be used");
   says(error("pr", m, "probe.states=7"), Kind::usage,
        "'7' (expected all, last, or numbers from 0 to 4)");
-  says(error("pr", m, "head.kind=blstm"), Kind::usage, "blstm is no head of task pr");
+  says(error("pr", m, "head.kind=mean"), Kind::usage, "the heads of CTC");
   says(error("pr", changed(m, "phones", "sounds")), Kind::input, "phones");
   EXPECT(test::error_of([] { probe_config("asv"); }).kind == Kind::usage);
 }
