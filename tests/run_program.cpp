@@ -25,6 +25,12 @@ std::string program_path(const std::string& name) {
   return std::filesystem::exists(path) ? path.string() : "";
 }
 
+bool absent(const std::string& name) {
+  if (!program_path(name).empty()) return false;
+  skip(name + " was not built");
+  return true;
+}
+
 Outcome run_program(const std::string& name, const std::vector<std::string>& arguments) {
   const TemporaryFolder folder;
   const std::string path = program_path(name), out = folder / "out", err = folder / "err";

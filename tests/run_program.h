@@ -14,6 +14,9 @@ struct Outcome {
 // The program's path: in $SFT_TOOLS, else beside the tests; empty if it was not built.
 std::string program_path(const std::string& name);
 
+// True, and the test reported as skipped, if the program was not built.
+bool absent(const std::string& name);
+
 // Standard input is empty. Kind::resource if the program cannot be started.
 Outcome run_program(const std::string& name, const std::vector<std::string>& arguments);
 

@@ -62,14 +62,6 @@ const Batch& BatchPlan::batch(int64_t b) const {
   return batch(epoch_of(b), b % batches_per_epoch());
 }
 
-Batch rank_slice(const Batch& batch, int rank, int ranks) {
-  CHECK(ranks >= 1 && rank >= 0 && rank < ranks, "rank {} of {}", rank, ranks);
-  Batch slice;
-  for (size_t i = static_cast<size_t>(rank); i < batch.size(); i += static_cast<size_t>(ranks))
-    slice.push_back(batch[i]);
-  return slice;
-}
-
 std::vector<Batch> micro_batches(const Batch& batch, std::span<const int64_t> frames,
                                  int64_t budget) {
   std::vector<Batch> pieces;

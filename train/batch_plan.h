@@ -46,9 +46,6 @@ class BatchPlan {
   mutable std::vector<uint32_t> order_;  // groups in this epoch
 };
 
-// What rank `rank` of `ranks` takes of a batch: every ranks-th utterance.
-Batch rank_slice(const Batch& batch, int rank, int ranks);
-
 // `batch` in pieces whose frames stay within `budget`; an utterance longer than it stands alone.
 // `frames` by position, as in Batch.
 std::vector<Batch> micro_batches(const Batch& batch, std::span<const int64_t> frames,

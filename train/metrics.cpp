@@ -8,6 +8,7 @@
 #include "engine/check.h"
 #include "engine/io/file.h"
 #include "engine/utf8.h"
+#include "train/lines.h"
 
 namespace sft {
 
@@ -173,14 +174,7 @@ TrnLine parse_line(std::string_view line, const std::string& where) {
 std::vector<TrnLine> parse_trn(std::string_view text, const std::string& name) {
   std::vector<TrnLine> lines;
   std::unordered_map<std::string, size_t> line_of;
-  for (size_t number = 1; !text.empty(); ++number) {
-    const size_t end = std::min(text.find('\n'), text.size());
-    std::string_view line = text.substr(0, end);
-    text.remove_prefix(std::min(end + 1, text.size()));
-    if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
-    if (line.find_first_not_of(" \t") == std::string_view::npos || line.starts_with(";;")) continue;
-    const std::string where = fmt::format("{}:{}:", printable(name), number);
-    if (!is_utf8(line)) fail(Kind::input, "{} is not UTF-8: {}", where, printable(line, 60));
+  for_each_line(text, name, [&](std::string_view line, const std::string& where, size_t number) {
     TrnLine parsed = parse_line(line, where);
     parsed.line = number;
     const auto [at, fresh] = line_of.emplace(parsed.id, number);
@@ -188,7 +182,7 @@ std::vector<TrnLine> parse_trn(std::string_view text, const std::string& name) {
       fail(Kind::input, "{} id {} is there twice, first in line {}", where, printable(parsed.id),
            at->second);
     lines.push_back(std::move(parsed));
-  }
+  });
   return lines;
 }
 

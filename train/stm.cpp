@@ -8,7 +8,7 @@
 
 #include "engine/check.h"
 #include "engine/io/file.h"
-#include "engine/utf8.h"
+#include "train/lines.h"
 #include "train/text.h"
 
 namespace sft {
@@ -63,18 +63,10 @@ StmSegment parse_segment(std::string_view line, const std::string& where) {
 
 std::vector<StmSegment> parse_stm(std::string_view text, const std::string& name) {
   std::vector<StmSegment> segments;
-  for (size_t number = 1; !text.empty(); ++number) {
-    const size_t end = std::min(text.find('\n'), text.size());
-    std::string_view line = text.substr(0, end);
-    text.remove_prefix(std::min(end + 1, text.size()));
-    if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
-    if (line.find_first_not_of(" \t") == std::string_view::npos || line.starts_with(";;")) continue;
-    const std::string where = fmt::format("{}:{}:", printable(name), number);
-    if (!is_utf8(line) || line.find('\0') != std::string_view::npos)
-      fail(Kind::input, "{} is not text: {}", where, printable(line, 60));
+  for_each_line(text, name, [&](std::string_view line, const std::string& where, size_t number) {
     segments.push_back(parse_segment(line, where));
     segments.back().line = number;
-  }
+  });
   return segments;
 }
 

@@ -1,5 +1,4 @@
-// Content hashes as lower-case hex. XXH3-128 guards against damage (0.03 s for 1.1 GB); SHA-256 is
-// for what people compare by eye or publish.
+// Content hashes as lower-case hex: XXH3-128, which guards against damage (0.03 s for 1.1 GB).
 #pragma once
 
 #include <cstddef>
@@ -27,7 +26,5 @@ class Xxh3 {
 };
 
 std::string xxh3_of_file(const std::string& path);
-std::string sha256_of_file(const std::string& path);  // 64 digits
-std::string sha256_of(std::span<const std::byte> bytes);
 
 }  // namespace sft

@@ -16,12 +16,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-bool absent() {
-  if (!test::program_path("sft-data").empty()) return false;
-  test::skip("sft-data was not built");
-  return true;
-}
-
 void write_audio(const std::string& path, double seconds, int format) {
   SF_INFO info{.samplerate = 16000, .channels = 1, .format = format | SF_FORMAT_PCM_16};
   SNDFILE* file = sf_open(path.c_str(), SFM_WRITE, &info);
@@ -34,7 +28,7 @@ void write_audio(const std::string& path, double seconds, int format) {
 }  // namespace
 
 TEST_CASE("sft-data: check accepts the built-in corpora") {
-  if (absent()) return;
+  if (test::absent("sft-data")) return;
   const Outcome o = run_program("sft-data", {"check", "words", "--json"});
   EXPECT(o.code == 0);
   const auto report = nlohmann::json::parse(o.out);
@@ -48,7 +42,7 @@ TEST_CASE("sft-data: check accepts the built-in corpora") {
 }
 
 TEST_CASE("sft-data: check names every bad row, and why") {
-  if (absent()) return;
+  if (test::absent("sft-data")) return;
   const test::TemporaryFolder folder;
   write_audio(folder / "one.wav", 1, SF_FORMAT_WAV);
   std::ofstream(folder / "broken.wav") << "RIFF, it says";
@@ -74,7 +68,7 @@ TEST_CASE("sft-data: check names every bad row, and why") {
 }
 
 TEST_CASE("sft-data: stats by split") {
-  if (absent()) return;
+  if (test::absent("sft-data")) return;
   const Outcome o = run_program("sft-data", {"stats", "digits"});
   EXPECT(o.code == 0);
   EXPECT(o.out.find("\ntest\t35\t1.55\t") != std::string::npos);
@@ -89,7 +83,7 @@ TEST_CASE("sft-data: stats by split") {
 }
 
 TEST_CASE("sft-data: import ted writes a manifest that check accepts") {
-  if (absent()) return;
+  if (test::absent("sft-data")) return;
   const test::TemporaryFolder folder;
   for (const char* split : {"data", "legacy/dev", "legacy/test"}) {
     const fs::path at = fs::path(folder.path()) / split;

@@ -10,18 +10,8 @@ using test::Outcome;
 using test::run_program;
 using test::TinyModels;
 
-namespace {
-
-bool absent() {
-  if (!test::program_path("sft-merge").empty()) return false;
-  test::skip("sft-merge was not built");
-  return true;
-}
-
-}  // namespace
-
 TEST_CASE("sft-merge: a run into a base, as the manual has it") {
-  if (absent()) return;
+  if (test::absent("sft-merge")) return;
   const TinyModels m;
   const std::string run = m.folder / "ted", out = m.folder / "speechft.gguf";
   make_directory(run + "/ckpt/step-00000002");
@@ -40,7 +30,7 @@ TEST_CASE("sft-merge: a run into a base, as the manual has it") {
 }
 
 TEST_CASE("sft-merge: a sweep into a folder, as JSON") {
-  if (absent()) return;
+  if (test::absent("sft-merge")) return;
   const TinyModels m;
   const Outcome o =
       run_program("sft-merge", {m.base, m.tuned[0], m.tuned[1], "--alpha", "0:1:0.5", "--tensors",
@@ -56,7 +46,7 @@ TEST_CASE("sft-merge: a sweep into a folder, as JSON") {
 }
 
 TEST_CASE("sft-merge: exit codes and messages") {
-  if (absent()) return;
+  if (test::absent("sft-merge")) return;
   const TinyModels m;
   const auto error = [&](std::vector<std::string> arguments, int code, const std::string& text) {
     const Outcome o = run_program("sft-merge", arguments);

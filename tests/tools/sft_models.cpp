@@ -22,12 +22,6 @@ using Json = nlohmann::json;
 
 namespace {
 
-bool absent(const char* name) {
-  if (!test::program_path(name).empty()) return false;
-  test::skip(fmt::format("{} was not built", name));
-  return true;
-}
-
 std::string folder_of(const std::string& name) { return test::golden("models/" + name); }
 
 void write_audio(const std::string& path, const std::vector<float>& samples, int channels = 1) {
@@ -62,7 +56,7 @@ double error_of(const std::string& path, const test::GoldenFile& values, int64_t
 }  // namespace
 
 TEST_CASE("sft-init: a preset, settings, and what is wrong with them") {
-  if (absent("sft-init")) return;
+  if (test::absent("sft-init")) return;
   const test::TemporaryFolder folder;
   const std::string path = folder / "m.gguf";
   const auto init = [&](std::vector<std::string> arguments) {
@@ -102,7 +96,7 @@ TEST_CASE("sft-init: a preset, settings, and what is wrong with them") {
 }
 
 TEST_CASE("sft-info: configuration, tensors, checks") {
-  if (absent("sft-info")) return;
+  if (test::absent("sft-info")) return;
   const Outcome text = run_program("sft-info", {folder_of("hubert-group")});
   EXPECT(text.code == 0);
   EXPECT(text.err.empty());
@@ -121,7 +115,7 @@ TEST_CASE("sft-info: configuration, tensors, checks") {
 }
 
 TEST_CASE("sft-info: values that are not finite fail the check, and only it") {
-  if (absent("sft-info")) return;
+  if (test::absent("sft-info")) return;
   const test::TemporaryFolder folder;
   ModelFile model = open_model(folder_of("hubert-group"));
   std::vector<float> norm(32, 1);
@@ -136,7 +130,7 @@ TEST_CASE("sft-info: values that are not finite fail the check, and only it") {
                               "enc.norm.weight\n",
                               path));
   // and nothing is computed from, or made of, such a file
-  if (absent("sft-convert")) return;
+  if (test::absent("sft-convert")) return;
   expect_failure(run_program("sft-convert", {path, "-o", folder / "out.gguf"}), 3,
                  "tensor enc.norm.weight: element 5 is nan (expected finite numbers)");
   EXPECT(!fs::exists(folder / "out.gguf"));
@@ -146,7 +140,7 @@ TEST_CASE("sft-info: values that are not finite fail the check, and only it") {
 }
 
 TEST_CASE("sft-convert: reports, verifies, refuses") {
-  if (absent("sft-convert")) return;
+  if (test::absent("sft-convert")) return;
   const test::TemporaryFolder folder;
   const std::string wav = folder / "a.wav", gguf = folder / "m.gguf";
   write_audio(wav, test::golden_signal(3, 9000));
@@ -172,7 +166,7 @@ TEST_CASE("sft-convert: reports, verifies, refuses") {
 }
 
 TEST_CASE("sft-extract: states equal the goldens, alone and in a batch") {
-  if (absent("sft-extract")) return;
+  if (test::absent("sft-extract")) return;
   for (const char* name : {"hubert-group", "hubert-layer", "wav2vec2-group", "wav2vec2-layer"}) {
     const test::TemporaryFolder folder;
     const test::GoldenFile values(std::string(name) + ".safetensors");
@@ -194,7 +188,7 @@ TEST_CASE("sft-extract: states equal the goldens, alone and in a batch") {
 }
 
 TEST_CASE("sft-extract: npy, chosen states, manifests with rows too short") {
-  if (absent("sft-extract")) return;
+  if (test::absent("sft-extract")) return;
   const test::TemporaryFolder folder;
   write_audio(folder / "a.wav", test::golden_signal(1, 16000), 8);
   write_audio(folder / "b.wav", test::golden_signal(2, 399));
@@ -219,7 +213,7 @@ TEST_CASE("sft-extract: npy, chosen states, manifests with rows too short") {
 }
 
 TEST_CASE("sft-extract: what cannot be extracted") {
-  if (absent("sft-extract")) return;
+  if (test::absent("sft-extract")) return;
   const test::TemporaryFolder folder;
   const std::string model = folder_of("hubert-group"), out = folder / "out";
   const auto refuses = [&](std::vector<std::string> arguments, int code, const std::string& part) {

@@ -15,12 +15,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-bool absent() {
-  if (!test::program_path("sft-pretrain").empty()) return false;
-  test::skip("sft-pretrain was not built");
-  return true;
-}
-
 std::string write_model(const test::TemporaryFolder& folder) {
   Config c;
   c.layers = 1, c.width = 16, c.ffn = 16, c.heads = 2;
@@ -36,7 +30,7 @@ std::string write_model(const test::TemporaryFolder& folder) {
 }  // namespace
 
 TEST_CASE("sft-pretrain: a run from the built-in speech, and the next one from its hidden states") {
-  if (absent()) return;
+  if (test::absent("sft-pretrain")) return;
   const test::TemporaryFolder folder;
   const std::string model = write_model(folder), first = folder / "first";
   const Outcome o = run_program(
@@ -59,7 +53,7 @@ TEST_CASE("sft-pretrain: a run from the built-in speech, and the next one from i
 }
 
 TEST_CASE("sft-pretrain: exit codes and messages") {
-  if (absent()) return;
+  if (test::absent("sft-pretrain")) return;
   const test::TemporaryFolder folder;
   const std::string model = write_model(folder), run = folder / "run";
   const auto fails = [&](std::vector<std::string> arguments, int code, const std::string& err) {

@@ -16,12 +16,6 @@ using test::run_program;
 
 namespace {
 
-bool absent() {
-  if (!test::program_path("sft-probe").empty()) return false;
-  test::skip("sft-probe was not built");
-  return true;
-}
-
 // A random model of one layer, and every fifth row of the built-in digits.
 struct Files {
   test::TemporaryFolder folder;
@@ -47,7 +41,7 @@ struct Files {
 }  // namespace
 
 TEST_CASE("sft-probe: a run, its report, the same bits again") {
-  if (absent()) return;
+  if (test::absent("sft-probe")) return;
   const Files f;
   const std::vector<std::string> arguments{f.model,   "--task",  "sid",    "--data",
                                            f.data,    "--steps", "20",     "--lr-sweep",
@@ -78,7 +72,7 @@ TEST_CASE("sft-probe: a run, its report, the same bits again") {
 }
 
 TEST_CASE("sft-probe: the table") {
-  if (absent()) return;
+  if (test::absent("sft-probe")) return;
   const Files f;
   const Outcome o = run_program("sft-probe", {f.model, "--task", "pr", "--data", f.data, "--steps",
                                               "2", "--states", "last", "--head", "linear"});
@@ -89,7 +83,7 @@ TEST_CASE("sft-probe: the table") {
 }
 
 TEST_CASE("sft-probe: exit codes and messages") {
-  if (absent()) return;
+  if (test::absent("sft-probe")) return;
   const Files f;
   const auto fails = [&](std::vector<std::string> arguments, int code, const std::string& part) {
     const Outcome o = run_program("sft-probe", arguments);

@@ -24,16 +24,10 @@ struct Files {
   }
 };
 
-bool absent() {
-  if (!test::program_path("sft-score").empty()) return false;
-  test::skip("sft-score was not built");
-  return true;
-}
-
 }  // namespace
 
 TEST_CASE("sft-score: the rate, each utterance, alignments") {
-  if (absent()) return;
+  if (test::absent("sft-score")) return;
   const Files f;
   const Outcome plain = run_program("sft-score", {f.ref, f.hyp});
   EXPECT(plain.code == 0);
@@ -50,7 +44,7 @@ TEST_CASE("sft-score: the rate, each utterance, alignments") {
 }
 
 TEST_CASE("sft-score: exit codes and messages") {
-  if (absent()) return;
+  if (test::absent("sft-score")) return;
   const Files f;
   const auto both = [&](std::vector<std::string> arguments, int code, const std::string& err) {
     const Outcome o = run_program("sft-score", arguments);
@@ -75,7 +69,7 @@ TEST_CASE("sft-score: exit codes and messages") {
 }
 
 TEST_CASE("sft-score: help and version are data") {
-  if (absent()) return;
+  if (test::absent("sft-score")) return;
   const Outcome help = run_program("sft-score", {"--help"});
   EXPECT(help.code == 0);
   EXPECT(help.err.empty());
@@ -86,7 +80,7 @@ TEST_CASE("sft-score: help and version are data") {
 }
 
 TEST_CASE("sft-score: standard output that is full, closed, or not read") {
-  if (absent()) return;
+  if (test::absent("sft-score")) return;
   const test::TemporaryFolder folder;
   const std::string tool =
       "'" + test::program_path("sft-score") + "' --help 2>'" + (folder / "err") + "'";

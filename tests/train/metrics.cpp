@@ -63,7 +63,7 @@ TEST_CASE("metrics: trn errors name the line, or the ids") {
   EXPECT(message("A (1)\nB (1)\n") == "r.trn:2: id 1 is there twice, first in line 1");
   EXPECT(message("{ A / B } (1)\n") == "r.trn:1: { is mark-up of sclite (expected plain words)");
   EXPECT(message("(UH) B (1)\n") == "r.trn:1: (UH) is mark-up of sclite (expected plain words)");
-  EXPECT(message("\xff (1)\n") == "r.trn:1: is not UTF-8: \\xff (1)");
+  EXPECT(message("\xff (1)\n") == "r.trn:1: is not text: \\xff (1)");
   const auto lines = [](const std::string& text) { return parse_trn(text, "x.trn"); };
   EXPECT(match_trn(lines("A (1)\nB (2)\n"), lines("C (2)\nD (1)\n"))[0].hyp == "D");
   EXPECT(test::error_of([&] {
