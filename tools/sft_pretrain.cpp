@@ -23,7 +23,7 @@ int main(int argc, char** argv) {
     if (data.empty()) fail(Kind::usage, "missing --data (expected a manifest, or a corpus)");
 
     ConfigBuilder builder("pretrain");
-    options.apply(cli, builder);
+    options.apply(cli, builder, "pretrain");
     builder.set("data.manifest", find_corpus(data), "--data");
     if (cli.given("--targets")) builder.set("pretrain.targets", targets, "--targets");
     if (cli.given("--teacher")) builder.set("pretrain.teacher", teacher, "--teacher");

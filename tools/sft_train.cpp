@@ -40,7 +40,7 @@ struct Options {
 
 ConfigBuilder build_config(const Cli& cli, const Options& o) {
   ConfigBuilder builder(o.ctc.empty() ? "classify" : "ctc");
-  o.training.apply(cli, builder);
+  o.training.apply(cli, builder, o.task());
   if (cli.given("--recipe")) builder.set("train.recipe", o.recipe, "--recipe");
   builder.set("data.manifest", find_corpus(o.corpus(), o.data), "command line");
   if (!o.label.empty()) builder.set("data.label", o.label, "--label");

@@ -8,13 +8,6 @@
 namespace sft {
 namespace {
 
-std::string default_output(const std::string& model, const std::string& task) {
-  namespace fs = std::filesystem;
-  fs::path path = fs::path(model).lexically_normal();
-  if (!path.has_filename()) path = path.parent_path();
-  return "runs/" + path.stem().string() + "-" + task;
-}
-
 void print_report(const Cli& cli, const TrainJob& job, const TrainerReport& report) {
   const std::string& score = job.config.eval.select;
   if (cli.json())
@@ -43,7 +36,22 @@ void TrainingOptions::add_to(Cli& cli, const std::string& task) {
   cli.flag("--print-config", print_config, "print every key, its value and where it is from");
 }
 
-void TrainingOptions::apply(const Cli& cli, ConfigBuilder& builder) const {
+std::string TrainingOptions::run(const std::string& task) const {
+  namespace fs = std::filesystem;
+  if (!output.empty()) return output;
+  fs::path path = fs::path(model).lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();
+  return "runs/" + path.stem().string() + "-" + task;
+}
+
+void TrainingOptions::apply(const Cli& cli, ConfigBuilder& builder, const std::string& task) const {
+  if (resume) {
+    const std::string begun = run(task) + "/run.toml";
+    if (!std::filesystem::exists(begun))
+      fail(Kind::input, Hint{"without --resume a run begins"},
+           "{}: is not there, so there is no run to go on with", begun);
+    builder.file(begun);
+  }
   if (!config.empty()) builder.file(config);
   for (const std::string& setting : settings) builder.set(setting);
   if (steps) builder.set("train.steps", std::to_string(steps), "--steps");
@@ -62,7 +70,7 @@ void run_training(Cli& cli, const TrainingOptions& options, const ConfigBuilder&
   install_stop_signals();
   TrainJob job{.model = options.model,
                .config = builder.finish(),
-               .run = options.output.empty() ? default_output(options.model, task) : options.output,
+               .run = options.run(task),
                .resume = options.resume,
                .force = options.force,
                .dry_run = options.dry_run,

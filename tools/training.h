@@ -18,12 +18,14 @@ struct TrainingOptions {
 
   // `task` stands in the help: "TASK" for runs/MODEL-TASK.
   void add_to(Cli& cli, const std::string& task);
-  // The file, then --set, then flags; what a tool sets itself comes after.
-  void apply(const Cli& cli, ConfigBuilder& builder) const;
+  // With --resume the configuration of the run there; the file, then --set, then flags; what a tool
+  // sets itself comes after.
+  void apply(const Cli& cli, ConfigBuilder& builder, const std::string& task) const;
+  // The run's folder: -o, or runs/MODEL-TASK.
+  std::string run(const std::string& task) const;
 };
 
-// Prints the configuration, or runs `train` and prints what came out. The run's folder is -o, or
-// runs/MODEL-TASK.
+// Prints the configuration, or runs `train` and prints what came out.
 void run_training(Cli& cli, const TrainingOptions& options, const ConfigBuilder& builder,
                   const std::string& task,
                   const std::function<TrainerReport(const TrainJob&)>& train);

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "engine/memory.h"
 #include "models/initialise.h"
 #include "train/tasks/finetune.h"
 
@@ -82,7 +83,7 @@ TrainerReport finetune(const TrainJob& job) {
              [&](std::string_view name) { return finetune_range(name, c.train.freeze); },
              {"head", "encoder"});
 
-  const int64_t cache = free_memory() / 4;
+  const int64_t cache = available_memory() / 4;
   const auto objective =
       data.units
           ? ctc_objective(c, model, *data.units, data.train, data.dev, kDecodeThreads, cache)

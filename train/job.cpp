@@ -1,11 +1,8 @@
 #include "train/job.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
-#include <cstdio>
-#include <fstream>
-
+#include "engine/memory.h"
 #include "models/encoder.h"
 #include "train/record.h"
 
@@ -84,15 +81,6 @@ DropoutRates dropout_rates(const RunConfig& config, const Config& model) {
   return rates;
 }
 
-// What the system would give without swapping: free pages and those of its file cache.
-int64_t free_memory() {
-  std::ifstream info("/proc/meminfo");
-  for (std::string line; std::getline(info, line);)
-    if (int64_t kib = 0; std::sscanf(line.c_str(), "MemAvailable: %ld kB", &kib) == 1)
-      return kib << 10;
-  return static_cast<int64_t>(sysconf(_SC_AVPHYS_PAGES)) * sysconf(_SC_PAGESIZE);
-}
-
 std::optional<TrainerReport> look_at_run(const TrainJob& job, const std::string& base_id) {
   if (!job.resume) {
     RunDir::check_new(job.run, job.force ? Existing::replace : Existing::refuse);
@@ -118,7 +106,7 @@ TrainerReport train(const TrainJob& job, const std::string& base_id, const Confi
                     ParamStore& store, TensorMap pass_through, Objective& objective, RunDir& run) {
   Trainer trainer(job.config, model, store, std::move(pass_through), objective, run);
   say_ranges(job, store);
-  say_memory(job, trainer.plan_memory(free_memory() / 10 * 6));
+  say_memory(job, trainer.plan_memory(available_memory() / 10 * 6));
   if (job.dry_run) {
     job.say("dry run: nothing is written");
     return {};

@@ -48,7 +48,6 @@ DropoutRates dropout_rates(const RunConfig& config, const Config& model);
 std::optional<TrainerReport> look_at_run(const TrainJob& job, const std::string& base_id);
 
 constexpr int kDecodeThreads = 2;
-int64_t free_memory();  // bytes
 
 // The run directory, new or (job.resume) to go on with; base_id is the id of the model it begins
 // with.

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <fstream>
 #include <map>
 
+#include "engine/memory.h"
 #include "engine/nearest.h"
 #include "models/extract.h"
 #include "train/tasks/finetune.h"
@@ -52,15 +52,6 @@ const TaskDefaults& defaults_of(const std::string& task) {
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-// The page cache counts as free: caches of states are for machines that have just read the audio.
-int64_t available_memory() {
-  std::ifstream info("/proc/meminfo");
-  int64_t kib = 0;
-  for (std::string word; info >> word;)
-    if (word == "MemAvailable:" && info >> kib) return kib * 1024;
-  return free_memory();
 }
 
 double mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }

@@ -56,7 +56,7 @@ void check_resumable(const std::string& folder, const RunConfig& config,
   RunConfig before = run_config_from_toml(folder + "/run.toml");
   const std::string old_toml = to_toml(before), new_toml = to_toml(config);
   if (old_toml != new_toml)
-    fail(Kind::usage, Hint{"--resume needs the options that the run began with; run.toml has them"},
+    fail(Kind::usage, Hint{"--resume goes on with what run.toml says: leave out what differs"},
          "{}: the run was begun with another configuration: {}", folder,
          first_difference(before, config));
   const Json record = Json::parse(read_text(folder + "/record.json"), nullptr, false);

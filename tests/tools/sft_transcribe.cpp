@@ -10,12 +10,6 @@ using test::TinySpeech;
 
 namespace {
 
-bool absent() {
-  if (!test::program_path("sft-transcribe").empty()) return false;
-  test::skip("sft-transcribe was not built");
-  return true;
-}
-
 // id -> words of a trn file.
 std::map<std::string, std::string> read_trn(const std::string& path) {
   std::map<std::string, std::string> lines;
@@ -30,7 +24,7 @@ std::map<std::string, std::string> read_trn(const std::string& path) {
 }  // namespace
 
 TEST_CASE("sft-transcribe: hears what the run's evaluation did, at any rate; --json") {
-  if (absent()) return;
+  if (test::absent("sft-transcribe")) return;
   const TinySpeech speech;
   const TrainJob job = speech.job("run", {"train.steps=20", "optim.lr=0.02"});
   const TrainerReport report = finetune(job);
@@ -49,7 +43,7 @@ TEST_CASE("sft-transcribe: hears what the run's evaluation did, at any rate; --j
 }
 
 TEST_CASE("sft-transcribe: classes are printed by name") {
-  if (absent()) return;
+  if (test::absent("sft-transcribe")) return;
   const TinySpeech speech;
   const TrainJob job = speech.job("run", {"train.steps=3"}, "classify");
   finetune(job);
@@ -59,7 +53,7 @@ TEST_CASE("sft-transcribe: classes are printed by name") {
 }
 
 TEST_CASE("sft-transcribe: a model without a head, audio too short, no audio") {
-  if (absent()) return;
+  if (test::absent("sft-transcribe")) return;
   const TinySpeech speech;
   const auto fails = [](const std::vector<std::string>& arguments, const std::string& what) {
     const auto o = run_program("sft-transcribe", arguments);

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "engine/glob.h"
+#include "engine/memory.h"
 #include "models/initialise.h"
 #include "train/pretrain/masked_prediction.h"
 
@@ -127,7 +128,7 @@ TrainerReport pretrain(const TrainJob& job) {
   RunDir run = open_run(job, base_id);
   const Targets targets = targets_of(job, run, source.get(), config, data);
   const auto objective =
-      masked_objective(c, model, targets, data.train, data.dev, free_memory() / 4);
+      masked_objective(c, model, targets, data.train, data.dev, available_memory() / 4);
   return train(job, base_id, config, store, {}, *objective, run);
 }
 
