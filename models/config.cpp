@@ -212,7 +212,7 @@ Config large(std::string arch, bool conv_bias) {
   return c;
 }
 
-// Small enough to pre-train on two cores in a minute; docs/demo.md.
+// Small enough to pre-train on two cores in a minute; tools/demo.sh.
 Config tiny() {
   Config c;
   c.layers = 4, c.width = 128, c.ffn = 512, c.heads = 4;
