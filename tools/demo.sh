@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole job on the built-in corpus, everything trained in the run:
-#   pre-train a small HuBERT -> fine-tune it stably, on words and on speakers -> interpolate with the
+#   pre-train a small HuBERT -> fine-tune it stably, on words and on emotion -> interpolate with the
 #   pre-trained weights -> probe what each encoder knows.
 #
 #   tools/demo.sh [--quick] [-o DIR]      DIR: demo/ by default; --quick: a minute, to see it work
@@ -18,8 +18,8 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-if [ $quick = yes ]; then pretrain=60 words=60 actors=40 probe=60 asr=60 seeds=1
-else pretrain=1000 words=900 actors=400 probe=500 asr=1000 seeds=3; fi
+if [ $quick = yes ]; then pretrain=60 words=60 emotion=40 probe=60 asr=60 seeds=1
+else pretrain=1000 words=900 emotion=400 probe=500 asr=1000 seeds=3; fi
 alpha=0.5
 began=$(date +%s)
 mkdir -p "$out"
@@ -38,20 +38,20 @@ stage "stable fine-tuning on words (CTC)"
 sft train pretrained --ctc digits -o words --head linear --steps $words --force \
   --set "data.units=$root/train/corpora/digits/words.txt" --set optim.lr=5e-4 \
   --set batch.utterances=4 --set augment.specaugment=false
-stage "stable fine-tuning on speakers (nine actors)"
-sft train pretrained --classify emotion --label speaker -o actors --steps $actors --force \
-  --set data.split_column=sid_split --set optim.lr=5e-4 --set batch.utterances=8
+stage "stable fine-tuning on emotion (dev and test data are of other actors)"
+sft train pretrained --classify emotion --label emotion -o emotion --steps $emotion --force \
+  --set optim.lr=5e-4 --set batch.utterances=8
 stage "interpolation with the pre-trained weights, alpha $alpha"
 sft merge pretrained words --alpha $alpha -o words-merged.gguf --force >words-merged.txt
-sft merge pretrained actors --alpha $alpha -o actors-merged.gguf --force >actors-merged.txt
+sft merge pretrained emotion --alpha $alpha -o emotion-merged.gguf --force >emotion-merged.txt
 
 # name, options of sft-probe
-probes="words:--task asr --units $root/train/corpora/digits/words.txt --steps $asr --head linear
+probes="words:--task asr --units $root/train/corpora/digits/words.txt --steps $asr --lr 3e-3 --head linear
 word:--task ks --steps $probe
 emotion:--task er --steps $probe
 gender:--task er --label gender --steps $probe
-actor:--task sid --data $root/train/corpora/emotion/emotion.tsv --split-column sid_split --steps $probe"
-encoders="random.gguf pretrained words words-merged.gguf actors actors-merged.gguf"
+speaker:--task sid --steps $probe"
+encoders="random.gguf pretrained words words-merged.gguf emotion emotion-merged.gguf"
 while IFS=: read -r name options; do
   for encoder in $encoders; do
     stage "probe: $name of ${encoder%.gguf}"
@@ -63,9 +63,9 @@ done <<<"$probes"
 score() { awk -F'\t' -v key="$1" '$1 == key { print $2 }' "$2"; }
 echo
 echo "Scores on test data, frozen encoder, fresh heads, $seeds seed(s), mean ± sample deviation:"
-echo "word error rate of spoken digits (the tuned task: lower is better), accuracies (higher is better)."
+echo "word error rate of spoken digits (lower is better), accuracies (higher is better), in percent."
 printf '%-26s' "encoder"
-for name in "digits WER" "word of 10" "emotion of 4" "gender" "actor of 9"; do printf '%18s' "$name"; done
+for name in "digits WER" "word of 10" "emotion of 4" "gender" "speaker of 5"; do printf '%18s' "$name"; done
 echo
 label() {
   case $1 in
@@ -73,22 +73,23 @@ label() {
     pretrained) echo "pre-trained" ;;
     words) echo "tuned on words" ;;
     words-merged.gguf) echo "  merged, alpha $alpha" ;;
-    actors) echo "tuned on actors" ;;
-    actors-merged.gguf) echo "  merged, alpha $alpha" ;;
+    emotion) echo "tuned on emotion" ;;
+    emotion-merged.gguf) echo "  merged, alpha $alpha" ;;
   esac
 }
 # printf pads bytes; the sign has two.
 cell() { printf '%*s' $((18 + $(printf %s "$1" | grep -o '±' | wc -l))) "$1"; }
 for encoder in $encoders; do
   printf '%-26s' "$(label "$encoder")"
-  for name in words word emotion gender actor; do
+  for name in words word emotion gender speaker; do
     cell "$(score test "$name-${encoder%.gguf}.probe" | sed 's/ %//')"
   done
   echo
 done
 printf '%-26s' "chance"
-for name in words word emotion gender actor; do
-  cell "$(score chance "$name-random.probe" | sed 's/ %//')"
+for name in words word emotion gender speaker; do
+  chance=$(score chance "$name-random.probe" | sed 's/ %//')
+  cell "${chance:--}"
 done
 echo
 echo
