@@ -349,8 +349,8 @@ Metadata metadata_from_strings(const Metadata& strings, std::string_view where) 
 Config preset(std::string_view name) {
   const auto it = presets().find(name);
   if (it == presets().end())
-    fail(Kind::usage, Hint{did_you_mean(name, preset_names())}, "there is no preset {}",
-         printable(name));
+    fail(Kind::usage, Hint{did_you_mean(name, preset_names())},
+         "there is no preset {} (expected {})", printable(name), fmt::join(preset_names(), ", "));
   return it->second;
 }
 

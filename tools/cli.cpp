@@ -308,6 +308,8 @@ int run(const std::vector<std::string>& arguments, std::string_view name,
         const std::function<void(Cli&)>& body) {
   open_standard_files();
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ,
+              SIG_IGN);  // a write over the limit of file sizes fails like one to a full disk
   Cli cli{std::string(name), arguments};
   try {
     body(cli);

@@ -1,5 +1,6 @@
 // sft-init, sft-info, sft-convert and sft-extract as a user sees them.
 #include <sndfile.h>
+#include <sys/resource.h>
 
 #include <cmath>
 #include <filesystem>
@@ -93,6 +94,19 @@ TEST_CASE("sft-init: a preset, settings, and what is wrong with them") {
   const Outcome nowhere =
       run_program("sft-init", {"hubert-tiny", "-o", folder / "no/such/folder/m.gguf"});
   expect_failure(nowhere, 4, "m.gguf");
+}
+
+TEST_CASE("sft-init: over the limit of file sizes: one line, nothing left") {
+  if (test::absent("sft-init")) return;
+  const test::TemporaryFolder folder;
+  rlimit limit;
+  REQUIRE(getrlimit(RLIMIT_FSIZE, &limit) == 0);
+  const rlimit small = {100'000, limit.rlim_max};
+  REQUIRE(setrlimit(RLIMIT_FSIZE, &small) == 0);
+  const Outcome o = run_program("sft-init", {"hubert-tiny", "-o", folder / "m.gguf"});
+  REQUIRE(setrlimit(RLIMIT_FSIZE, &limit) == 0);
+  expect_failure(o, 4, "m.gguf: cannot write (File too large");
+  EXPECT(fs::is_empty(folder.path()));
 }
 
 TEST_CASE("sft-info: configuration, tensors, checks") {
