@@ -89,7 +89,8 @@ TEST_CASE("sft-init: a preset, settings, and what is wrong with them") {
   expect_failure(init({"hubert-tiny", "--set", "hubert.attention.head_count=3"}), 2,
                  "attention.head_count 3 does not divide embedding_length 128");
   expect_failure(init({"hubert-tiny", "--set", "hubert.block_count"}), 2, "(expected KEY=VALUE)");
-  expect_failure(init({"hubert-teeny"}), 2, "there is no preset hubert-teeny\nhint: did you mean");
+  expect_failure(init({"hubert-teeny"}), 2,
+                 "there is no preset hubert-teeny (expected hubert-base, ");
   EXPECT(!fs::exists(path));
   const Outcome nowhere =
       run_program("sft-init", {"hubert-tiny", "-o", folder / "no/such/folder/m.gguf"});
