@@ -2,6 +2,7 @@
 // (tests/golden/README.md).
 #include <map>
 
+#include "engine/cpu/gemm.h"
 #include "models/checkpoint.h"
 #include "tests/doctest.h"
 #include "tests/golden_signal.h"
@@ -138,4 +139,75 @@ TEST_CASE("golden: gradients of CTC equal PyTorch's in float64, with and without
                        fmt::format("{} grad {}: {:.3g}", name, named.name, error));
       }
     }
+}
+
+TEST_CASE("golden: with dropout on, states are those of the reference's masks") {
+  const GoldenFile values("dropout.safetensors");
+  constexpr uint64_t kSeed = 0x123456789abcdef0u;
+  for (const char* name : {"hubert-group", "wav2vec2-layer"}) {
+    Golden golden(name, false);
+    golden.ctx.rng = {kSeed, 7};
+    const std::vector<float> samples = test::golden_signal(301, 9000);
+    const int32_t length = 9000, utterance = 3;
+    WavePack pack;
+    pack.assign(golden.model.encoder.config, {&length, 1}, {&utterance, 1});
+    const Tensor wave = pack.wave(golden.ctx);
+    pack.place(wave, 0, samples);
+    Tape tape(golden.ctx, false);
+    const Var frames = golden.model.encoder.features(tape, wave, pack);
+    const EncodeOptions options{
+        .rates = {.input = 0.15f, .hidden = 0.1f, .attention = 0.2f, .activation = 0.05f},
+        .keep_all = true};
+    const HiddenStates states = golden.model.encoder.encode(tape, frames, pack.frames(), options);
+    for (int l = 0; l < states.count; ++l) {
+      const double error =
+          error_of_state(states.states[l], values, fmt::format("{}.hidden.{}", name, l));
+      EXPECT_MESSAGE(error <= 1e-5, fmt::format("{} state {}: {:.3g}", name, l, error));
+    }
+  }
+}
+
+TEST_CASE("golden: the paper's head, with dropout after each recurrent layer") {
+  const GoldenFile values("dropout.safetensors"), initial("finetune-blstm.safetensors");
+  Config::Task task{.kind = "ctc", .head = "blstm", .width = 12, .layers = 2};
+  task.units.assign(9, "u");
+  NamedTaskHead named{TaskHead(task, 32)};
+  TensorMap weights;
+  for (const TensorInfo& info : initial.tensors())
+    if (info.name.starts_with("initial."))
+      weights.add_owned(info.name.substr(8), info.shape, initial.values(info.name));
+  ParamStore store;
+  store.bind(param_requests(named), weights, "finetune-blstm");
+  Arena acts(int64_t{1} << 32, true), scratch(int64_t{1} << 32, true);
+  Context ctx{.acts = acts,
+              .scratch = scratch,
+              .prepared = store.prepared(),
+              .rng = {0x123456789abcdef0u, 7}};
+  Tape tape(ctx, false);
+  const std::vector<float> last = values.values("hubert-group.hidden.3");
+  const Tensor frames = ctx.activation({27, 32});
+  std::copy(last.begin(), last.end(), frames.f32());
+  const int32_t length = 27, utterance = 3;
+  const SegmentList segments({&length, 1}, {&utterance, 1});
+  const Tensor logits = named.head(tape, Var{frames}, segments.view(), 0.2f);
+  const std::vector<float> expected = values.values("blstm.logits");
+  EXPECT(test::relative_error(logits.f32(), expected.data(), logits.count()) < 1e-5);
+}
+
+TEST_CASE("golden: the encoder's GEMM calls do not depend on the number of utterances") {
+  int64_t calls[2];
+  for (const size_t utterances : {1, 5}) {
+    Golden golden("hubert-layer", false);
+    std::vector<std::vector<float>> waves;
+    for (size_t b = 0; b < utterances; ++b)
+      waves.push_back(
+          test::golden_signal(static_cast<uint32_t>(b), utterances == 1 ? 16000 : 3200));
+    Tape tape(golden.ctx, false);
+    WavePack pack;
+    const int64_t before = cpu::gemm_calls();
+    golden.states(tape, pack, waves);
+    calls[utterances > 1] = cpu::gemm_calls() - before;
+  }
+  EXPECT(calls[0] > 0);
+  EXPECT(calls[0] == calls[1]);
 }
