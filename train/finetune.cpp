@@ -63,9 +63,7 @@ TensorMap without_task(const TensorMap& tensors) {
 
 TrainerReport finetune(const TrainJob& job) {
   const RunConfig& c = job.config;
-  const ModelFile base = open_model(job.model);
-  for (const std::string& remark : base.remarks) job.say(remark);
-  check_finite(base);
+  const ModelFile base = open_base(job);
   const std::string base_id = model_id(base.tensors);
   if (const auto finished = look_at_run(job, base_id)) return *finished;
   const Data data = read_data(job, base.config);

@@ -81,6 +81,13 @@ DropoutRates dropout_rates(const RunConfig& config, const Config& model) {
   return rates;
 }
 
+ModelFile open_base(const TrainJob& job) {
+  ModelFile base = open_model(job.model);
+  for (const std::string& remark : base.remarks) job.say(remark);
+  check_finite(base);
+  return base;
+}
+
 std::optional<TrainerReport> look_at_run(const TrainJob& job, const std::string& base_id) {
   if (!job.resume) {
     RunDir::check_new(job.run, job.force ? Existing::replace : Existing::refuse);

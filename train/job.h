@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "models/checkpoint.h"
 #include "models/layers.h"
 #include "train/data_check.h"
 #include "train/run_config.h"
@@ -42,6 +43,9 @@ Split read_split(const TrainJob& job, Manifest manifest, const std::string& name
 
 // The model file's rates, where the run's configuration does not say otherwise.
 DropoutRates dropout_rates(const RunConfig& config, const Config& model);
+
+// The model to begin with: what there is to remark of it is said, its values are finite.
+ModelFile open_base(const TrainJob& job);
 
 // Before the data are read: throws what would keep the run from being opened later. A run that is
 // finished and is resumed has nothing left to do: its report.

@@ -103,9 +103,7 @@ Targets targets_of(const TrainJob& job, const RunDir& run, FeatureSource* source
 
 TrainerReport pretrain(const TrainJob& job) {
   const RunConfig& c = job.config;
-  const ModelFile base = open_model(job.model);
-  for (const std::string& remark : base.remarks) job.say(remark);
-  check_finite(base);
+  const ModelFile base = open_base(job);
   const std::string base_id = model_id(base.tensors);
   if (const auto finished = look_at_run(job, base_id)) return *finished;
   const Config config = pretrained(base.config, c, base_id);
