@@ -16,14 +16,16 @@ void activate_row(const float* pre, const cpu::DropoutRow& factors, int64_t F, f
   });
 }
 
-// From pre and d act (in dpre): act as above, dpre = d act * factors * gelu'(pre).
+// From pre and d act (in dpre): act as above, dpre = d act * factors * gelu'(pre), sums += dpre.
 void activate_row_back(const float* pre, const cpu::DropoutRow& factors, int64_t F, float* act,
-                       float* dpre) {
+                       float* dpre, float* sums) {
   for_dropped(factors, F, [&](int64_t i, int64_t n, Vec factor) {
     const Vec x = load(pre + i, n);
     const Gaussian g = gaussian(x);
     store(hn::Mul(gelu_of(x, g), factor), act + i, n);
-    store(hn::Mul(hn::Mul(load(dpre + i, n), factor), gelu_slope_of(x, g)), dpre + i, n);
+    const Vec d = hn::Mul(hn::Mul(load(dpre + i, n), factor), gelu_slope_of(x, g));
+    store(d, dpre + i, n);
+    store(hn::Add(load(sums + i, n), d), sums + i, n);
   });
 }
 
@@ -31,6 +33,8 @@ void activate_row_back(const float* pre, const cpu::DropoutRow& factors, int64_t
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include <cstring>
+
 #include "engine/cpu/gemm.h"
 #include "engine/cpu/parallel.h"
 #include "engine/cpu/rows.h"
@@ -44,7 +48,8 @@ HWY_EXPORT(activate_row_back);
 // Most rows of a block: enough for the GEMMs' full speed; 256 rows of F = 3072 are 3 MB. Multiples
 // of the smallest bucket, so that only the last block has spare rows.
 constexpr int64_t kForwardRows = 256;
-constexpr int64_t kBackwardRows = 512;  // dweight is read and written once per block
+constexpr int64_t kBackwardRows = 1024;  // dweight is read and written once per block
+constexpr int64_t kRowsAtOnce = 16;      // what one thread activates in one go
 
 // Equal blocks of at most `most` rows.
 int64_t block_rows(int64_t T, int64_t most) {
@@ -60,16 +65,22 @@ void for_blocks(int64_t T, int64_t rows, F&& f) {
 }
 
 void activate(Tensor pre, const cpu::DropoutRows& rows, Tensor act) {
-  cpu::parallel_for(pre.rows(), 16, [&](int64_t begin, int64_t end) {
+  cpu::parallel_for(pre.rows(), kRowsAtOnce, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       HWY_DYNAMIC_DISPATCH(activate_row)(pre.row(t), rows.at(t), pre.width(), act.row(t));
   });
 }
 
-void activate_back(Tensor pre, const cpu::DropoutRows& rows, Tensor act, Tensor dpre) {
-  cpu::parallel_for(pre.rows(), 16, [&](int64_t begin, int64_t end) {
+int64_t row_groups(int64_t rows) { return (rows + kRowsAtOnce - 1) / kRowsAtOnce; }
+
+// sums [row_groups(T), F]: of dpre, over the rows of each group, while they are near.
+void activate_back(Tensor pre, const cpu::DropoutRows& rows, Tensor act, Tensor dpre, Tensor sums) {
+  const int64_t F = pre.width();
+  cpu::parallel_for(pre.rows(), kRowsAtOnce, [&](int64_t begin, int64_t end) {
+    float* group = sums.row(begin / kRowsAtOnce);
+    std::memset(group, 0, F * sizeof(float));
     for (int64_t t = begin; t < end; ++t) HWY_DYNAMIC_DISPATCH(activate_row_back)
-    (pre.row(t), rows.at(t), pre.width(), act.row(t), dpre.row(t));
+    (pre.row(t), rows.at(t), F, act.row(t), dpre.row(t), group);
   });
 }
 
@@ -133,6 +144,7 @@ void ffn_backward(Context& ctx, Tensor dy, Tensor x, const FfnWeights& weights,
   const cpu::DropoutRows inside(ctx.rng, epilogue.activation_dropout, epilogue.segments, F);
   const cpu::DropoutRows outside(ctx.rng, epilogue.dropout, epilogue.segments, C);
   const Tensor acts = ctx.temporary({block, F}), dpres = ctx.temporary({block, F});
+  const Tensor group_sums = ctx.temporary({row_groups(block), F});
   const Tensor products = outside ? ctx.temporary({block, C}) : Tensor();
   if (ctx.dry) return;
   ProfileScope profile(ctx.profile, "ffn.backward", 8.0 * T * C * F,
@@ -146,10 +158,11 @@ void ffn_backward(Context& ctx, Tensor dy, Tensor x, const FfnWeights& weights,
       product = products.slice(0, n);
     }
     cpu::matmul_dx(product, weights.down_weight, {dpre, false});
-    activate_back(pre.slice(first, n), inside.from(first), act, dpre);
+    const Tensor sums = group_sums.slice(0, row_groups(n));
+    activate_back(pre.slice(first, n), inside.from(first), act, dpre, sums);
     cpu::matmul_dx(dpre, weights.up_weight, rows_of(grads.x, first, n));
     cpu::matmul_dweight(dpre, x_rows, block_sum(grads.up_weight, first));
-    cpu::sum_rows(dpre, block_sum(grads.up_bias, first));
+    cpu::sum_rows(sums, block_sum(grads.up_bias, first));
     cpu::matmul_dweight(product, act, block_sum(grads.down_weight, first));
     cpu::sum_rows(product, block_sum(grads.down_bias, first));
   });
