@@ -223,6 +223,8 @@ void Trainer::evaluate(int64_t step) {
   if (best) report_.best = scores.selected, report_.best_step = step;
   save(step);
   if (best) run_.mark_best(step);
+  run_.log(fmt::format("update {}: dev {} {:.6g}{}", step, config_.eval.select, scores.selected,
+                       best ? ", the best so far" : ""));
   run_.prune(config_.ckpt.keep);
 }
 
