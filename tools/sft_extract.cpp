@@ -181,8 +181,8 @@ struct Output {
   }
 
   void write(const std::string& stem, const Extractor& extractor, int b) const {
+    make_directory(format == "npy" ? folder + "/" + stem : folder);
     if (format == "safetensors") return write_safetensors(paths(stem)[0], extractor, b);
-    make_directory(folder + "/" + stem);
     const std::vector<std::string> files = paths(stem);
     for (size_t i = 0; i < files.size(); ++i) write_npy(files[i], extractor.state(i, b), existing);
   }
@@ -324,7 +324,6 @@ void extract(Cli& cli, const Arguments& arguments) {
   for (const Utterance& row : inputs.rows.rows)
     for (const std::string& path : output.paths(row.id)) check_destination(path, output.existing);
   check_finite(model);
-  make_directory(output.folder);
   cli.say("{}", loaded_text(model, id));
   for (const std::string& remark : model.remarks) cli.say("{}", remark);
 
