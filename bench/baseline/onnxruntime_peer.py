@@ -45,7 +45,7 @@ def session(arch, cache, threads):
 
 
 def make(work, cache, threads):
-    if work['task'] != 'extract': raise NotImplementedError(work['task'])
+    if work['task'] != 'extract': raise workloads.Skip(work['task'])
     ort = session(work['arch'], cache, threads)
     waves = [x[None] for x in workloads.audio(work['seconds'])]
 

@@ -96,8 +96,8 @@ def training(work, attention):
 
 def make(work, variants, one_by_one):
     """The fastest variant; where there is a choice each is built, run once and timed twice."""
-    if work['task'] not in ('extract', 'train-full', 'train-head'): raise NotImplementedError(work['task'])
-    if one_by_one and work['mix'] != 'mixed': raise NotImplementedError('a single length')
+    if work['task'] not in ('extract', 'train-full', 'train-head'): raise workloads.Skip(work['task'])
+    if one_by_one and work['mix'] != 'mixed': raise workloads.Skip('a single length')
     best = None
     for attention in variants:
         run = extraction(work, attention, not one_by_one) if work['task'] == 'extract' else training(work, attention)
