@@ -12,8 +12,12 @@ packages="g++ meson ninja-build pkg-config libdnnl-dev libfmt-dev doctest-dev li
 missing=$(for p in $packages; do dpkg -s "$p" >/dev/null 2>&1 || echo "$p"; done)
 if [ -n "$missing" ]; then
   sudo=$([ "$(id -u)" = 0 ] || echo sudo)
+  if [ -n "$sudo" ] && ! command -v sudo >/dev/null; then
+    echo "tools/setup.sh: neither root nor sudo; have these packages installed first:" $missing >&2
+    exit 1
+  fi
   $sudo apt-get update
-  DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y --no-install-recommends $missing
+  $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing
 fi
 [ -f build/build.ninja ] || meson setup build
 ninja -C build

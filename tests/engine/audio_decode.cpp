@@ -1,7 +1,6 @@
 #include "engine/audio/decode.h"
 
 #include <sndfile.h>
-#include <stdlib.h>
 #include <sys/stat.h>
 
 #include <cmath>
@@ -11,21 +10,11 @@
 #include <numbers>
 
 #include "tests/doctest.h"
+#include "tests/temporary_folder.h"
 
 using namespace sft;
 
 namespace {
-
-struct TempFolder {
-  TempFolder() {
-    std::string pattern = std::filesystem::temp_directory_path() / "sft-audio-XXXXXX";
-    REQUIRE(mkdtemp(pattern.data()) != nullptr);
-    path = pattern;
-  }
-  ~TempFolder() { std::filesystem::remove_all(path); }
-  std::string operator/(const std::string& name) const { return path / name; }
-  std::filesystem::path path;
-};
 
 void write_bytes(const std::string& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary) << bytes;
@@ -116,7 +105,7 @@ bool has(const std::string& text, const char* part) { return text.find(part) != 
 }  // namespace
 
 TEST_CASE("audio: 16-bit samples are integer / 32768, exactly") {
-  const TempFolder folder;
+  const test::TemporaryFolder folder;
   std::vector<int16_t> x;
   for (int i = -32768; i < 32768; i++) x.push_back(static_cast<int16_t>(i));
   for (int format : {SF_FORMAT_WAV, SF_FORMAT_FLAC, SF_FORMAT_AIFF, SF_FORMAT_NIST, SF_FORMAT_AU})
@@ -155,7 +144,7 @@ TEST_CASE("audio: every format, rate and channel count keeps duration and level"
       {"opus", SF_FORMAT_OGG | SF_FORMAT_OPUS, 48000, 1, 0.3},
       {"mp3", SF_FORMAT_MPEG | SF_FORMAT_MPEG_LAYER_III, 44100, 1, 0.3},
   };
-  const TempFolder folder;
+  const test::TemporaryFolder folder;
   for (const Case& c : cases) {
     INFO(std::string(c.name));
     const int64_t frames = c.rate + 7;
@@ -174,7 +163,7 @@ TEST_CASE("audio: every format, rate and channel count keeps duration and level"
 }
 
 TEST_CASE("audio: what lies above 8 kHz does not come back as an alias") {
-  const TempFolder folder;
+  const test::TemporaryFolder folder;
   for (int rate : {22050, 44100, 48000}) {
     const double hz = 10000;  // folds to 6000
     const std::string path = file_of(folder / "a", SF_FORMAT_WAV | SF_FORMAT_FLOAT, rate, 1,
@@ -184,7 +173,7 @@ TEST_CASE("audio: what lies above 8 kHz does not come back as an alias") {
 }
 
 TEST_CASE("audio: a range of a file is that part of the whole") {
-  const TempFolder folder;
+  const test::TemporaryFolder folder;
   std::vector<int16_t> x;
   uint32_t state = 1;
   for (int i = 0; i < 50000; i++) {
@@ -212,7 +201,7 @@ TEST_CASE("audio: a range of a file is that part of the whole") {
 }
 
 TEST_CASE("audio: samples that are no numbers, or no audio, are named") {
-  const TempFolder folder;
+  const test::TemporaryFolder folder;
   for (float bad : {NAN, INFINITY, -1e30f, 32767.0f}) {
     std::vector<float> x = sine(440, 16000, 10000, 2);
     x[2 * 7000 + 1] = bad;
@@ -226,7 +215,7 @@ TEST_CASE("audio: samples that are no numbers, or no audio, are named") {
 }
 
 TEST_CASE("audio: what is no audio file says what it is") {
-  const TempFolder folder;
+  const test::TemporaryFolder folder;
   const auto error = [](const std::string& path) {
     const Error e = test::error_of([&] { load_audio(path); });
     EXPECT(e.kind == Kind::input);
@@ -234,7 +223,7 @@ TEST_CASE("audio: what is no audio file says what it is") {
     return e;
   };
   EXPECT(has(error(folder / "none.wav").message, "No such file"));
-  EXPECT(has(error(folder.path).message, "is a folder"));
+  EXPECT(has(error(folder.path()).message, "is a folder"));
   write_bytes(folder / "empty.wav", "");
   EXPECT(has(error(folder / "empty.wav").message, "the file is empty"));
   REQUIRE(mkfifo((folder / "pipe").c_str(), 0600) == 0);
@@ -249,7 +238,7 @@ TEST_CASE("audio: what is no audio file says what it is") {
 }
 
 TEST_CASE("audio: exotic codings never reach libsndfile") {
-  const TempFolder folder;
+  const test::TemporaryFolder folder;
   const std::vector<float> x = sine(440, 8000, 8000);
   struct Case {
     int format;
@@ -272,7 +261,7 @@ TEST_CASE("audio: exotic codings never reach libsndfile") {
 }
 
 TEST_CASE("audio: SPH, and SPH compressed with shorten") {
-  const TempFolder folder;
+  const test::TemporaryFolder folder;
   const std::vector<float> x = sine(440, 16000, 400);
   const std::string path =
       file_of(folder / "a.sph", SF_FORMAT_NIST | SF_FORMAT_PCM_16, 16000, 1, x);
@@ -287,7 +276,7 @@ TEST_CASE("audio: SPH, and SPH compressed with shorten") {
 }
 
 TEST_CASE("audio: a file cut short is never taken for a shorter one") {
-  const TempFolder folder;
+  const test::TemporaryFolder folder;
   const std::vector<float> x = sine(440, 16000, 5000, 2);
   for (int format : {SF_FORMAT_WAV, SF_FORMAT_W64, SF_FORMAT_RF64, SF_FORMAT_AIFF, SF_FORMAT_AU,
                      SF_FORMAT_CAF, SF_FORMAT_NIST, SF_FORMAT_FLAC}) {
@@ -308,7 +297,7 @@ TEST_CASE("audio: a file cut short is never taken for a shorter one") {
 }
 
 TEST_CASE("audio: a damaged FLAC gives an error or the same samples") {
-  const TempFolder folder;
+  const test::TemporaryFolder folder;
   const std::vector<float> x = sine(440, 16000, 5000);
   const std::string whole =
       read_bytes(file_of(folder / "a", SF_FORMAT_FLAC | SF_FORMAT_PCM_16, 16000, 1, x));
@@ -330,7 +319,7 @@ TEST_CASE("audio: a damaged FLAC gives an error or the same samples") {
 }
 
 TEST_CASE("audio: tags, streams without a length, chains") {
-  const TempFolder folder;
+  const test::TemporaryFolder folder;
   const std::vector<float> x = sine(440, 16000, 5000);
   const auto bytes = [&](int format) {
     return read_bytes(file_of(folder / "a", format, 16000, 1, x));
@@ -395,7 +384,7 @@ TEST_CASE("audio: hostile and odd WAV headers") {
 }
 
 TEST_CASE("audio: an RF64 of more than 4 GiB, read at its end") {
-  const TempFolder folder;
+  const test::TemporaryFolder folder;
   const std::string path = folder / "long.wav";
   const int64_t data = int64_t{5} << 30;  // 5.8 h of 16 kHz, 8 channels, 16 bits, mostly a hole
   const auto u64 = [](int64_t v) { return std::string(reinterpret_cast<const char*>(&v), 8); };

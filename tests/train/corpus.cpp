@@ -7,17 +7,18 @@
 #include <set>
 
 #include "tests/doctest.h"
+#include "tests/temporary_folder.h"
 #include "train/manifest.h"
 
 using namespace sft;
 namespace fs = std::filesystem;
 
 TEST_CASE("corpus: a manifest, a folder, or a name") {
-  const fs::path folder = fs::temp_directory_path() / "sft-corpus-test";
-  fs::create_directories(folder / "sid");
+  const test::TemporaryFolder folder;
+  const std::string& f = folder.path();
+  fs::create_directory(folder / "sid");
   std::ofstream(folder / "ted.tsv") << "x";
   std::ofstream(folder / "sid/sid.tsv") << "x";
-  const std::string f = folder.string();
   EXPECT(find_corpus("ted", f) == f + "/ted.tsv");
   EXPECT(find_corpus("anything", f + "/ted.tsv") == f + "/ted.tsv");
   EXPECT(find_corpus("mine/my.tsv") == "mine/my.tsv");
@@ -40,7 +41,6 @@ TEST_CASE("corpus: a manifest, a folder, or a name") {
   setenv("SFT_CORPORA", f.c_str(), 1);
   EXPECT(find_task_corpus("sid") == f + "/sid/sid.tsv");
   unsetenv("SFT_CORPORA");
-  fs::remove_all(folder);
 }
 
 TEST_CASE("corpus: the built-in sets are whole, and no recording is in two splits") {

@@ -1,9 +1,9 @@
 #include "train/manifest.h"
 
-#include <filesystem>
 #include <fstream>
 
 #include "tests/doctest.h"
+#include "tests/temporary_folder.h"
 
 using namespace sft;
 
@@ -85,23 +85,21 @@ TEST_CASE("manifest: a file that is not there, and many rows") {
 }
 
 TEST_CASE("manifest: rows that cannot be used") {
-  const std::string folder = std::filesystem::temp_directory_path() / "sft-manifest-test";
-  std::filesystem::create_directories(folder);
-  std::ofstream(folder + "/a.flac") << "x";
+  const test::TemporaryFolder folder;
+  std::ofstream(folder / "a.flac") << "x";
   const Manifest m = parse_manifest(
       "id\tpath\tseconds\tstart\tend\n"
       "good\ta.flac\t2\t1.0\t3.001\nwhole\ta.flac\t2\t-\t-\nmissing\tb.flac\t2\t-\t-\n"
       "short\ta.flac\t0.02\t-\t-\nlong\ta.flac\t61\t-\t-\nback\ta.flac\t2\t3\t1\n"
       "other\ta.flac\t2\t1\t4\n",
-      folder + "/m.tsv");
+      folder / "m.tsv");
   const std::vector<BadRow> bad = check_rows(m);
   REQUIRE(bad.size() == 5);
   EXPECT(bad[0].id == "missing");
-  EXPECT(bad[0].reason == "no such file: " + folder + "/b.flac");
+  EXPECT(bad[0].reason == "no such file: " + folder / "b.flac");
   EXPECT(bad[0].index == 2);
   EXPECT(bad[1].reason == "0.02 s (expected at least 0.025)");
   EXPECT(bad[2].reason == "61 s (expected at most 60)");
   EXPECT(bad[3].reason == "the cut ends at 1 and starts at 3");
   EXPECT(bad[4].reason == "the cut is 3.000 s, seconds says 2");
-  std::filesystem::remove_all(folder);
 }

@@ -7,6 +7,7 @@
 
 #include "engine/rng.h"
 #include "tests/doctest.h"
+#include "tests/temporary_folder.h"
 
 using namespace sft;
 
@@ -107,10 +108,9 @@ std::map<std::string, Edits> run_sclite(const std::string& sclite, const std::st
 TEST_CASE("metrics: the counts of sclite, utterance by utterance") {
   const std::string sclite = "/usr/lib/sctk/bin/sclite";
   if (!std::filesystem::exists(sclite)) return test::skip("sclite (package sctk) is not installed");
-  const std::string folder = std::filesystem::temp_directory_path() / "sft-sclite-test";
-  std::filesystem::create_directories(folder);
+  const test::TemporaryFolder folder;
   std::map<std::string, Edits> ours;
-  std::ofstream ref(folder + "/ref.trn"), hyp(folder + "/hyp.trn");
+  std::ofstream ref(folder / "ref.trn"), hyp(folder / "hyp.trn");
   Draws draws(20261121, 0, 0, fnv1a("sclite"));
   for (int i = 0; i < 4000; ++i) {
     const uint32_t vocabulary = 2 + draws.below(9);
@@ -122,11 +122,10 @@ TEST_CASE("metrics: the counts of sclite, utterance by utterance") {
   }
   ref.close();
   hyp.close();
-  const std::map<std::string, Edits> theirs = run_sclite(sclite, folder);
+  const std::map<std::string, Edits> theirs = run_sclite(sclite, folder.path());
   REQUIRE(theirs.size() == ours.size());
   for (const auto& [id, edits] : ours) {
     INFO(id);
     EXPECT(theirs.at(id) == edits);
   }
-  std::filesystem::remove_all(folder);
 }

@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "tests/doctest.h"
+#include "tests/temporary_folder.h"
 #include "train/corpus.h"
 
 using namespace sft;
@@ -31,9 +32,9 @@ void write_talk(const fs::path& split, const std::string& name, const std::strin
 }
 
 struct Corpus {
-  fs::path folder = fs::temp_directory_path() / "sft-ted-test";
+  test::TemporaryFolder own;
+  fs::path folder = own.path();
   Corpus() {
-    fs::remove_all(folder);
     write_talk(folder / "data", "Bob_2010",
                "Bob_2010 1 Bob 0.00 4.00 <NA> we 're at 1-2 well-known places\n"
                "Bob_2010 1 Bob 4.00 4.90 <NA> short\n"
@@ -46,7 +47,6 @@ struct Corpus {
                "Carol 1 inter_segment_gap 3.0 6.0 <NA> ignore_time_segment_in_scoring\n");
     write_talk(folder / "legacy/test", "Dan", "Dan 1 Dan 0.0 3.0 <NA> test talk\n");
   }
-  ~Corpus() { fs::remove_all(folder); }
 };
 
 }  // namespace

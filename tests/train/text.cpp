@@ -1,9 +1,9 @@
 #include "train/text.h"
 
-#include <filesystem>
 #include <fstream>
 
 #include "tests/doctest.h"
+#include "tests/temporary_folder.h"
 
 using namespace sft;
 
@@ -43,7 +43,8 @@ TEST_CASE("text: phones, words, and lists of one's own") {
   EXPECT(test::error_of([&] { phones.encode("AA0", "x"); }).kind == Kind::input);
   EXPECT(test::error_of([&] { phones.encode("<pad>", "x"); }).kind == Kind::input);
 
-  const std::string path = std::filesystem::temp_directory_path() / "sft-units-test.txt";
+  const test::TemporaryFolder folder;
+  const std::string path = folder / "units.txt";
   std::ofstream(path) << "ONE\nTWO\n";
   const Units words = Units::named(path);
   EXPECT(words.symbols() == std::vector<std::string>{"<pad>", "ONE", "TWO"});
@@ -53,7 +54,6 @@ TEST_CASE("text: phones, words, and lists of one's own") {
   std::ofstream(path) << "ONE\n\nTWO\n";
   EXPECT(test::error_of([&] { Units::from_file(path); }).message ==
          path + ": units: unit 2 is empty");
-  std::filesystem::remove(path);
   const Units imported = Units::from_symbols({"|", "A", "B", "<pad>"}, 3);  // a blank of its own
   EXPECT(imported.decode(imported.encode("A B", "x")) == "A B");
   EXPECT(test::error_of([] {
