@@ -5,6 +5,10 @@
 #   tools/setup.sh test     that, then every test
 set -euo pipefail
 cd "$(dirname "$0")/.."
+case "${1:-build}" in
+  build | demo | test) ;;
+  *) echo "usage: tools/setup.sh [build | demo [--quick] | test]" >&2; exit 2 ;;
+esac
 
 packages="g++ meson ninja-build pkg-config libdnnl-dev libfmt-dev doctest-dev libsndfile1-dev
   libsoxr-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libxxhash-dev libkissfft-dev
@@ -26,5 +30,4 @@ case "${1:-build}" in
   build) ;;
   demo) tools/demo.sh "${@:2}" ;;
   test) build/tests ;;
-  *) echo "usage: tools/setup.sh [build | demo [--quick] | test]" >&2; exit 2 ;;
 esac
