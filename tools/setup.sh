@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sets up a fresh Debian 12 and does one thing:
-#   tools/setup.sh build    install what is missing, build into build/
-#   tools/setup.sh demo     that, then the main job on the built-in corpus (tools/demo.sh)
-#   tools/setup.sh test     that, then every test
+#   tools/setup.sh build    install what is missing, build all into build/
+#   tools/setup.sh demo     the same for the programs alone, then the main job (tools/demo.sh)
+#   tools/setup.sh test     build, then every test
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case "${1:-build}" in
@@ -24,10 +24,12 @@ if [ -n "$missing" ]; then
   $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing
 fi
 [ -f build/build.ninja ] || meson setup build
-ninja -C build
-
 case "${1:-build}" in
-  build) ;;
-  demo) tools/demo.sh "${@:2}" ;;
-  test) build/tests ;;
+  build) ninja -C build ;;
+  demo)
+    ninja -C build programs
+    tools/demo.sh "${@:2}" ;;
+  test)
+    ninja -C build
+    build/tests ;;
 esac
