@@ -6,13 +6,20 @@
 //   key      the run's 64-bit seed
 //   counter  (call, utterance, update, site); site = 32-bit FNV-1a of the place's name
 //   output   4 words = 8 values of 16 bits, low half of word 0 first
+//
+// philox and bits16 are also called by kernels.
 #pragma once
 
-#include <array>
 #include <cmath>
 #include <cstdint>
 #include <numbers>
 #include <string_view>
+
+#if defined(__CUDACC__)
+#define SFT_HOST_DEVICE __host__ __device__
+#else
+#define SFT_HOST_DEVICE
+#endif
 
 namespace sft {
 
@@ -22,10 +29,15 @@ constexpr uint32_t fnv1a(std::string_view text, uint32_t hash = 0x811C9DC5u) {
   return hash;
 }
 
-using PhiloxWords = std::array<uint32_t, 4>;
+struct PhiloxWords {
+  uint32_t words[4];
 
-constexpr PhiloxWords philox(uint64_t seed, uint32_t call, uint32_t utterance, uint32_t update,
-                             uint32_t site) {
+  SFT_HOST_DEVICE constexpr uint32_t operator[](int i) const { return words[i]; }
+  bool operator==(const PhiloxWords&) const = default;
+};
+
+SFT_HOST_DEVICE constexpr PhiloxWords philox(uint64_t seed, uint32_t call, uint32_t utterance,
+                                             uint32_t update, uint32_t site) {
   uint32_t x0 = call, x1 = utterance, x2 = update, x3 = site;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 7; ++round) {
@@ -35,11 +47,11 @@ constexpr PhiloxWords philox(uint64_t seed, uint32_t call, uint32_t utterance, u
     x1 = static_cast<uint32_t>(b), x3 = static_cast<uint32_t>(a), x0 = y0, x2 = y2;
     k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
   }
-  return {x0, x1, x2, x3};
+  return {{x0, x1, x2, x3}};
 }
 
 // Value i (0..7) of 16 bits of one call.
-constexpr uint32_t bits16(const PhiloxWords& words, int i) {
+SFT_HOST_DEVICE constexpr uint32_t bits16(const PhiloxWords& words, int i) {
   return words[i / 2] >> (i % 2 * 16) & 0xFFFFu;
 }
 
