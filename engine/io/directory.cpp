@@ -24,6 +24,18 @@ bool is_directory(const std::string& path) {
   return ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
 }
 
+bool something_at(const std::string& path) {
+  struct stat status;
+  return ::lstat(path.c_str(), &status) == 0;
+}
+
+// What rename says of a destination that is a folder with something in it, or no folder.
+bool is_taken(int error) { return error == ENOTEMPTY || error == EEXIST || error == ENOTDIR; }
+
+[[noreturn]] void fail_taken(const std::string& path) {
+  fail(Kind::usage, Hint{"--force replaces it"}, "{}: exists already", printable(path));
+}
+
 }  // namespace
 
 std::string parent_directory(const std::string& path) {
@@ -52,17 +64,28 @@ void sync_directory(const std::string& path) {
   if (directory.sync() != 0 && errno != EINVAL) fail_on(path, "sync the folder", errno);
 }
 
-OutputDirectory::OutputDirectory(std::string path, Existing existing) : path_(std::move(path)) {
+OutputDirectory::OutputDirectory(std::string path, Existing existing)
+    : path_(std::move(path)), existing_(existing) {
   while (path_.size() > 1 && path_.back() == '/') path_.pop_back();
   std::error_code code;
-  if (existing == Existing::refuse && std::filesystem::exists(path_, code) &&
-      !(is_directory(path_) && std::filesystem::is_empty(path_, code)))
-    fail(Kind::usage, Hint{"--force replaces it"}, "{}: exists already", printable(path_));
+  const bool empty = is_directory(path_) && std::filesystem::is_empty(path_, code);
+  if (existing_ == Existing::refuse && something_at(path_) && !empty) fail_taken(path_);
   make_directory(parent_directory(path_));
+  put_back();
   temporary_ = fmt::format("{}.tmp-{}", path_, ::getpid());
-  if (std::filesystem::exists(std::filesystem::symlink_status(temporary_, code)))
-    remove_tree(temporary_);
+  remove_tree(temporary_);
   make_directory(temporary_);
+}
+
+std::string OutputDirectory::aside() const { return path_ + ".tmp-old"; }
+
+// After a crash in replace_in_two_steps.
+void OutputDirectory::put_back() {
+  if (!something_at(aside())) return;
+  if (something_at(path_))
+    remove_tree(aside());
+  else
+    rename_directory(aside(), path_);
 }
 
 OutputDirectory::~OutputDirectory() {
@@ -75,9 +98,33 @@ OutputDirectory::~OutputDirectory() {
 
 void OutputDirectory::commit() {
   sync_directory(temporary_);
-  remove_tree(path_);
-  rename_directory(temporary_, path_);
+  if (io::rename(temporary_, path_) != 0) {
+    if (!is_taken(errno)) fail_on(path_, "rename a folder to this", errno);
+    if (existing_ == Existing::refuse) fail_taken(path_);  // made by another since
+    return replace();
+  }
   temporary_.clear();
+  sync_directory(parent_directory(path_));
+}
+
+void OutputDirectory::replace() {
+  if (io::exchange(temporary_, path_) != 0) {
+    if (errno != EINVAL && errno != ENOSYS) fail_on(path_, "exchange a folder with this", errno);
+    replace_in_two_steps();
+  }
+  sync_directory(parent_directory(path_));
+  remove_tree(temporary_);  // the old one
+  temporary_.clear();
+}
+
+void OutputDirectory::replace_in_two_steps() {
+  if (io::rename(path_, aside()) != 0) fail_on(aside(), "rename a folder to this", errno);
+  if (io::rename(temporary_, path_) != 0) {
+    const int error = errno;
+    if (io::rename(aside(), path_) != 0) fail_on(aside(), "rename this back", errno);
+    fail_on(path_, "rename a folder to this", error);
+  }
+  temporary_ = aside();
 }
 
 void remove_tree(const std::string& path) {

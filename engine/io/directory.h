@@ -16,8 +16,15 @@ void sync_directory(const std::string& path);
 // A file, or a folder and all in it; links are removed, not followed. Absent is fine.
 void remove_tree(const std::string& path);
 
-// A folder written under a temporary name beside its destination. commit() syncs and renames it;
-// without commit the destructor removes it.
+// A folder written under a temporary name beside its destination, DESTINATION.tmp-PID. commit()
+// syncs it and gives it its name; without commit the destructor removes it.
+//
+// What it replaces changes places with it at one instant (RENAME_EXCHANGE) and is removed when that
+// is durable: whenever the program ends, the old or the new lies complete under the final name, and
+// what lies beside it as .tmp-PID may go. On a file system that cannot exchange, the old is first
+// renamed to DESTINATION.tmp-old, and back if the new cannot take its place; after a crash between
+// these two renames both are there, and the next OutputDirectory of that name puts the old one
+// back.
 class OutputDirectory {
  public:
   explicit OutputDirectory(std::string path, Existing existing = Existing::refuse);
@@ -31,7 +38,14 @@ class OutputDirectory {
   void commit();
 
  private:
-  std::string path_, temporary_;  // temporary empty: nothing to remove
+  std::string aside() const;
+  void put_back();
+  void replace();
+  void replace_in_two_steps();
+
+  std::string path_;
+  Existing existing_;
+  std::string temporary_;  // removed at the end; empty: nothing to remove
 };
 
 // "." for a bare name.

@@ -101,6 +101,12 @@ int rename_new(const std::string& from, const std::string& to) {
   });
 }
 
+int exchange(const std::string& from, const std::string& to) {
+  return attempt(Op::exchange, to, [&] {
+    return ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_EXCHANGE);
+  });
+}
+
 int make_one_directory(const std::string& path) {
   return attempt(Op::mkdir, path, [&] { return ::mkdir(path.c_str(), 0777); });
 }

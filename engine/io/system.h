@@ -9,7 +9,19 @@
 
 namespace sft::io {
 
-enum class Op : int { open, read, write, fsync, truncate, close, rename, mkdir, unlink, lock };
+enum class Op : int {
+  open,
+  read,
+  write,
+  fsync,
+  truncate,
+  close,
+  rename,
+  exchange,
+  mkdir,
+  unlink,
+  lock
+};
 
 // Called before each operation: 0 lets it happen, an errno value fails it in its place. It may
 // also end the process. `path` is the file, or the target of a rename.
@@ -55,6 +67,8 @@ class Descriptor {
 // 0, or -1 with errno.
 int rename(const std::string& from, const std::string& to);
 int rename_new(const std::string& from, const std::string& to);  // EEXIST if `to` exists
+// Swaps two names at one instant; EINVAL or ENOSYS where the file system cannot.
+int exchange(const std::string& from, const std::string& to);
 int make_one_directory(const std::string& path);
 int unlink(const std::string& path);
 int remove_empty_directory(const std::string& path);

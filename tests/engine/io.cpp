@@ -242,6 +242,123 @@ TEST_CASE("io: folders are made, renamed, removed") {
   EXPECT(parent_directory("/") == "/");
 }
 
+namespace {
+
+// A folder with two files, one in a folder of its own.
+void write_folder(const std::string& path, Existing existing, const std::string& content) {
+  OutputDirectory out(path, existing);
+  write_text(out.file("a"), content);
+  make_directory(out.file("more"));
+  write_text(out.file("more/b"), content);
+  out.commit();
+}
+
+// What both files of such a folder say; "broken" if it is not complete.
+std::string content_of(const std::string& path) {
+  if (!fs::exists(path)) return "";
+  const std::set<std::string> files = names_in(path);
+  if (files != std::set<std::string>{"a", "more"} || !fs::exists(path + "/more/b")) return "broken";
+  const std::string content = read_text(path + "/a");
+  return content == read_text(path + "/more/b") ? content : "broken";
+}
+
+// Makes `failing`, counted from 0, of the calls fail, or end the process there (error 0);
+// without_exchange: as on a file system that cannot exchange names.
+io::Hook fail_call(int failing, int error, bool without_exchange, int& calls) {
+  return [=, &calls](io::Op op, const std::string&) {
+    if (calls++ == failing) return error ? error : (::_exit(9), 0);
+    return without_exchange && op == io::Op::exchange ? EINVAL : 0;
+  };
+}
+
+}  // namespace
+
+TEST_CASE("io: failing any call leaves the old folder or the new, complete") {
+  for (const bool without_exchange : {false, true})
+    for (const bool old : {false, true})
+      for (const int error : {ENOSPC, EIO, EACCES})
+        for (int failing = 0, calls = failing + 1; calls > failing; ++failing) {
+          const TemporaryFolder folder;
+          if (old) write_folder(folder / "out", Existing::refuse, "old");
+          calls = 0;
+          bool failed = false;
+          {
+            const io::ScopedHook hook(fail_call(failing, error, without_exchange, calls));
+            try {
+              write_folder(folder / "out", old ? Existing::replace : Existing::refuse, "new");
+            } catch (const Error& e) {
+              failed = true;
+              EXPECT(e.kind == Kind::resource);
+              EXPECT(e.message.find(folder.path()) == 0);
+            }
+          }
+          INFO("call ", failing, ", errno ", error, ", without exchange ", without_exchange);
+          EXPECT(failed == (calls > failing));
+          const std::string content = content_of(folder / "out");
+          if (old)
+            EXPECT((content == "new" || (failed && content == "old")));
+          else
+            EXPECT((content == "new" || (failed && content.empty())));
+          EXPECT(names_in(folder.path()).size() == (content.empty() ? 0 : 1));
+          REQUIRE(failing < 100);
+        }
+}
+
+TEST_CASE("io: a process that ends at any call leaves the old folder or the new, complete") {
+  for (const bool without_exchange : {false, true}) {
+    int status = 9, between_renames = 0;
+    for (int last = 0; status == 9; ++last) {
+      const TemporaryFolder folder;
+      write_folder(folder / "out", Existing::refuse, "old");
+      status = status_of_child([&] {
+        int calls = 0;
+        const io::ScopedHook hook(fail_call(last, 0, without_exchange, calls));
+        write_folder(folder / "out", Existing::replace, "new");
+      });
+      INFO("call ", last, ", without exchange ", without_exchange);
+      if (!fs::exists(folder / "out")) {
+        ++between_renames;
+        EXPECT(content_of(folder / "out.tmp-old") == "old");
+        const OutputDirectory next(folder / "out", Existing::replace);  // puts it back
+        EXPECT(content_of(folder / "out") == "old");
+      } else {
+        const std::string content = content_of(folder / "out");
+        EXPECT((content == "old" || content == "new"));
+      }
+      write_folder(folder / "out", Existing::replace, "newer");  // whatever the crash left behind
+      EXPECT(content_of(folder / "out") == "newer");
+      EXPECT(!fs::exists(folder / "out.tmp-old"));
+      REQUIRE(last < 100);
+    }
+    EXPECT(status == 0);
+    EXPECT(between_renames == (without_exchange ? 1 : 0));
+  }
+}
+
+TEST_CASE("io: a folder replaces files and links; one that was made meanwhile is kept") {
+  const TemporaryFolder folder;
+  write_text(folder / "out", "a file");
+  write_folder(folder / "out", Existing::replace, "new");
+  EXPECT(content_of(folder / "out") == "new");
+  make_directory(folder / "target");
+  write_text(folder / "target/file", "x");
+  fs::create_symlink(folder / "target", folder / "link");
+  write_folder(folder / "link", Existing::replace, "new");
+  EXPECT(content_of(folder / "link") == "new");
+  EXPECT(read_text(folder / "target/file") == "x");
+  make_directory(folder / "empty");
+  write_folder(folder / "empty", Existing::refuse, "new");
+  EXPECT(content_of(folder / "empty") == "new");
+
+  const Error taken = test::error_of([&] { OutputDirectory(folder / "out"); });
+  EXPECT(taken.kind == Kind::usage);
+  OutputDirectory late(folder / "late");
+  make_directory(folder / "late");
+  write_text(folder / "late/theirs", "x");
+  EXPECT(test::error_of([&] { late.commit(); }).kind == Kind::usage);
+  EXPECT(names_in(folder / "late") == std::set<std::string>{"theirs"});
+}
+
 TEST_CASE("io: a log goes on after its last complete line") {
   const TemporaryFolder folder;
   {
