@@ -12,10 +12,10 @@ struct Add {
     return a + b;
   }
 };
-struct Max {
+struct Max {  // drops NaN
   template <class T>
   __device__ __forceinline__ T operator()(T a, T b) const {
-    return a < b ? b : a;
+    return max(a, b);
   }
 };
 

@@ -209,14 +209,15 @@ void work(Fiber& fiber) {
 }
 
 // The running thread waits until it has been made ready.
-void suspend(Thread& self) {
+[[gnu::always_inline]] inline void suspend(Thread& self) {
   if (!machine.ready.empty()) {
     Fiber& next = next_ready();
     if (&next != self.fiber) switch_fiber(*self.fiber, next);
   } else {
     switch_fiber(*self.fiber, any_unstarted() ? machine.fibers.start(work) : machine.main);
   }
-  if (machine.cancelling) throw Cancelled{};
+  if (machine.cancelling) [[unlikely]]
+    throw Cancelled{};
   go_on(self);
 }
 
@@ -333,6 +334,7 @@ void run(const Launch& launch, void (*call)(const void*), const void* params) {
   __asan_set_error_report_callback(name_kernel);
 #endif
   const std::unique_ptr<void, Free> shared(::operator new(launch.shared_bytes, kSharedAlign));
+  machine.main = Fiber{};  // of the OS thread that launches
   machine.launch = &launch;
   machine.call = call;
   machine.params = params;
@@ -377,9 +379,10 @@ Meeting& meeting(Warp& warp, const char* name, unsigned wanted, const Place& whe
   return warp.open.emplace_back(Meeting{{}, wanted, name, where});
 }
 
-}  // namespace
-
-void meet(const char* name, unsigned mask, void* operand, void (*combine)(Lanes&), Place where) {
+// Inline, as are the switches below it.
+template <class Combine>
+[[gnu::always_inline]] inline void meet_here(const char* name, unsigned mask, void* operand,
+                                             Combine combine, const Place& where) {
   Thread& self = *machine.now;
   Warp& warp = *self.warp;
   const int lane = self.rank % kWarp;
@@ -390,7 +393,7 @@ void meet(const char* name, unsigned mask, void* operand, void (*combine)(Lanes&
   here.lanes.mask |= 1u << lane;
   wait_in(self, name, -1, where);
   if (here.lanes.mask == here.wanted) {
-    if (combine) combine(here.lanes);
+    combine(here.lanes);
     for (Thread* thread : warp.reverse)
       if (here.wanted >> thread->rank % kWarp & 1) machine.ready.push_back(thread);
     std::swap(here, warp.open.back());
@@ -399,8 +402,24 @@ void meet(const char* name, unsigned mask, void* operand, void (*combine)(Lanes&
   suspend(self);
 }
 
+}  // namespace
+
+void meet(const char* name, unsigned mask, void* operand, void (*combine)(Lanes&), Place where) {
+  meet_here(name, mask, operand, combine, where);
+}
+
+void sync_warp(unsigned mask, Place where) {
+  meet_here(
+      "__syncwarp", mask, nullptr, [](Lanes&) {}, where);
+}
+
+void check_whole_warp(const char* name, Place where) {
+  if (machine.now->warp->lanes != ~0u)
+    fault(where, fmt::format("{} in a warp of less than 32 threads", name));
+}
+
 void shuffle(const char* name, unsigned mask, Shuffle& lane, Place where) {
-  meet(
+  meet_here(
       name, mask, &lane,
       [](Lanes& lanes) {
         for (unsigned left = lanes.mask; left; left &= left - 1) {
@@ -417,7 +436,7 @@ unsigned vote(const char* name, unsigned mask, bool predicate, Place where) {
     bool predicate;
     unsigned result;
   } mine{predicate, 0};
-  meet(
+  meet_here(
       name, mask, &mine,
       [](Lanes& lanes) {
         unsigned ballot = 0;
@@ -447,7 +466,7 @@ void release(int id) {
 
 bool same_place(const Place& a, const Place& b) {
   return a.line() == b.line() && a.column() == b.column() &&
-         std::string_view(a.file_name()) == b.file_name();
+         (a.file_name() == b.file_name() || std::string_view(a.file_name()) == b.file_name());
 }
 
 }  // namespace
@@ -594,24 +613,19 @@ void multiply(Lanes& lanes) {
       static_cast<Multiply*>(lanes.operand[l])->acc[r] = c[l / 4 + r / 2 * 8][l % 4 * 2 + r % 2];
 }
 
-void check_whole_warp(const char* name, const Place& where) {
-  if (machine.now->warp->lanes != ~0u)
-    fault(where, fmt::format("{} in a warp of less than 32 threads", name));
-}
-
 }  // namespace
 
 void ldmatrix(uint32_t* registers, int count, bool transposed, const void* row, Place where) {
   check_whole_warp("ldmatrix", where);
   if (lane_id() < count * 8) check_shared(row, 16, where);
   LoadMatrix lane{registers, static_cast<const uint16_t*>(row), count, transposed};
-  meet("ldmatrix", ~0u, &lane, load_matrices, where);
+  meet_here("ldmatrix", ~0u, &lane, load_matrices, where);
 }
 
 void mma_m16n8k16_bf16(float* acc, const uint32_t* a, const uint32_t* b, Place where) {
   check_whole_warp("mma", where);
   Multiply lane{acc, a, b};
-  meet("mma", ~0u, &lane, multiply, where);
+  meet_here("mma", ~0u, &lane, multiply, where);
 }
 
 }  // namespace sft::cuda::emulator

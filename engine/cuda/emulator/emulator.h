@@ -102,21 +102,23 @@ struct Lanes {
   unsigned mask;
 };
 void meet(const char* name, unsigned mask, void* operand, void (*combine)(Lanes&), Place where);
+void sync_warp(unsigned mask, Place where);
+
+void check_whole_warp(const char* name, Place where);
 
 // A whole warp's tree of op(value, value of the lane that differs in one bit), bits 16 8 4 2 1: the
-// same bits as five shuffles, at the cost of one.
+// same bits as five shuffles, at the cost of one. Op commutes, so all lanes get the same.
 template <class T, class Op>
 T butterfly(T value, Op, Place where) {
+  check_whole_warp("a warp's reduction", where);
   meet(
       "a warp's reduction", ~0u, &value,
       [](Lanes& lanes) {
-        T now[32], next[32];
-        for (int l = 0; l < 32; ++l) now[l] = *static_cast<T*>(lanes.operand[l]);
-        for (int bit = 16; bit > 0; bit /= 2) {
-          for (int l = 0; l < 32; ++l) next[l] = Op{}(now[l], now[l ^ bit]);
-          std::memcpy(now, next, sizeof now);
-        }
-        for (int l = 0; l < 32; ++l) *static_cast<T*>(lanes.operand[l]) = now[l];
+        T tree[32];
+        for (int l = 0; l < 32; ++l) tree[l] = *static_cast<T*>(lanes.operand[l]);
+        for (int half = 16; half > 0; half /= 2)
+          for (int l = 0; l < half; ++l) tree[l] = Op{}(tree[l], tree[l + half]);
+        for (void* lane : lanes.operand) *static_cast<T*>(lane) = tree[0];
       },
       where);
   return value;
@@ -181,7 +183,7 @@ inline int __syncthreads_and(int predicate,
 // ---- meetings of a warp
 inline void __syncwarp(unsigned mask = ~0u,
                        sft::cuda::emulator::Place where = std::source_location::current()) {
-  sft::cuda::emulator::meet("__syncwarp", mask, nullptr, nullptr, where);
+  sft::cuda::emulator::sync_warp(mask, where);
 }
 template <class T>
 T __shfl_sync(unsigned mask, T value, int lane, int width = 32,

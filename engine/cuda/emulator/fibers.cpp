@@ -9,32 +9,13 @@
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
 #endif
 
 namespace sft::cuda::emulator {
 namespace {
 
-using boost::context::detail::jump_fcontext;
-using boost::context::detail::make_fcontext;
-using boost::context::detail::transfer_t;
-
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kStackBytes = 256 << 10;  // its frames are larger
-
-void before_switch(void** fake_stack, const Fiber& to) {
-  __sanitizer_start_switch_fiber(fake_stack, to.bottom, to.bytes);
-}
-
-// Where the program's own stack lies is known once it has been left.
-void after_switch(void* fake_stack, Fiber& from) {
-  const void* bottom = nullptr;
-  size_t bytes = 0;
-  __sanitizer_finish_switch_fiber(fake_stack, &bottom, &bytes);
-  if (from.bottom) return;
-  from.bottom = static_cast<unsigned char*>(const_cast<void*>(bottom));
-  from.bytes = bytes;
-}
 
 // Of the fiber that ran on this stack before: those it never returned from lie at its top.
 void forget_frames(const Fiber& fiber) {
@@ -43,19 +24,10 @@ void forget_frames(const Fiber& fiber) {
 #else
 constexpr size_t kStackBytes = 64 << 10;
 
-void before_switch(void**, const Fiber&) {}
-void after_switch(void*, const Fiber&) {}
 void forget_frames(const Fiber&) {}
 #endif
 
-// The fiber that was switched from can now be switched to.
-void arrive(transfer_t transfer, void* fake_stack) {
-  Fiber& from = *static_cast<Fiber*>(transfer.data);
-  from.context = transfer.fctx;
-  after_switch(fake_stack, from);
-}
-
-void begin(transfer_t transfer) {
+void begin(boost::context::detail::transfer_t transfer) {
   Fiber& self = *static_cast<Fiber*>(transfer.data)->switches_to;
   arrive(transfer, nullptr);
   self.entry(self);
@@ -85,23 +57,9 @@ Fiber& FiberPool::start(void (*entry)(Fiber&)) {
   free_.pop_back();
   forget_frames(fiber);
   fiber.entry = entry;
-  fiber.context =
-      make_fcontext(fiber.bottom + fiber.bytes - fiber.offset, fiber.bytes - fiber.offset, begin);
+  fiber.context = boost::context::detail::make_fcontext(fiber.bottom + fiber.bytes - fiber.offset,
+                                                        fiber.bytes - fiber.offset, begin);
   return fiber;
-}
-
-void switch_fiber(Fiber& from, Fiber& to) {
-  from.switches_to = &to;
-  before_switch(&from.fake_stack, to);
-  const transfer_t transfer = jump_fcontext(to.context, &from);
-  arrive(transfer, from.fake_stack);
-}
-
-void leave_fiber(Fiber& from, Fiber& to) {
-  from.switches_to = &to;
-  before_switch(nullptr, to);
-  jump_fcontext(to.context, &from);
-  std::abort();
 }
 
 }  // namespace sft::cuda::emulator
