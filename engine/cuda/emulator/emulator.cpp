@@ -4,11 +4,13 @@
 #include <bit>
 #include <cstdio>
 #include <exception>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <numeric>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -72,6 +74,12 @@ struct Barrier {
 
 struct Cancelled {};  // unwinds the threads of a block that has failed
 
+constexpr std::align_val_t kSharedAlign{kSharedAlignment};
+struct Free {
+  void operator()(void* p) const { ::operator delete(p, kSharedAlign); }
+};
+
+// Allocates nothing for a launch like earlier ones.
 struct Machine {
   std::mutex mutex;
   ThreadOrder order = ThreadOrder::forward;
@@ -84,9 +92,11 @@ struct Machine {
   void (*call)(const void*) = nullptr;
   const void* params = nullptr;
   void* shared = nullptr;
-  std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  std::vector<int> ranks;      // in the order they run in
+  std::map<size_t, std::unique_ptr<void, Free>> shared_blocks;  // by size
+  std::vector<Thread> threads = std::vector<Thread>(kLargestBlock);
+  std::vector<Warp> warps = std::vector<Warp>(kLargestBlock / kWarp);
+  std::vector<int> ranks;      // of the threads of this block, in the order they run in
+  std::vector<int> blocks;     // the same of blocks
   std::vector<Thread*> ready;  // the next one last
   size_t started = 0;          // of ranks
   int returned = 0;
@@ -97,6 +107,9 @@ struct Machine {
   std::exception_ptr error;
 };
 Machine machine;
+
+int thread_count() { return static_cast<int>(machine.ranks.size()); }
+std::span<Thread> block_threads() { return {machine.threads.data(), machine.ranks.size()}; }
 
 // ---- messages
 
@@ -131,7 +144,7 @@ std::string standing(const Thread& thread) {
 // Where the threads of the block stand: "[0..31] in __syncthreads at kernels.cu:104 in ..., ...".
 std::string standing_threads() {
   std::string text;
-  const int count = static_cast<int>(machine.threads.size());
+  const int count = thread_count();
   for (int first = 0, last = 0; first < count; first = last) {
     const std::string here = standing(machine.threads[first]);
     while (last < count && standing(machine.threads[last]) == here) ++last;
@@ -234,12 +247,12 @@ void wait_in(Thread& self, const char* name, int barrier, const Place& where) {
 void cancel_block() {
   machine.cancelling = true;
   machine.ready.clear();
-  for (Thread& thread : machine.threads)
+  for (Thread& thread : block_threads())
     if (thread.state == State::waiting) switch_fiber(machine.main, *thread.fiber);
 }
 
 void reset_block() {
-  for (Thread& thread : machine.threads) {
+  for (Thread& thread : block_threads()) {
     thread.state = State::unstarted;
     thread.copies.clear();
     thread.groups.clear();
@@ -257,8 +270,7 @@ void reset_block() {
 void run_block() {
   reset_block();
   switch_fiber(machine.main, machine.fibers.start(work));
-  if (!machine.error && machine.returned < static_cast<int>(machine.threads.size()))
-    machine.error = deadlock();
+  if (!machine.error && machine.returned < thread_count()) machine.error = deadlock();
   if (machine.error) cancel_block();
   machine.now = nullptr;
   if (machine.error) std::rethrow_exception(std::exchange(machine.error, nullptr));
@@ -266,16 +278,15 @@ void run_block() {
 
 // ---- a grid
 
-std::vector<int> ordered(int count, const char* of) {
-  std::vector<int> list(static_cast<size_t>(count));
+// 0 ... count - 1, in the order they run in.
+void order_into(std::vector<int>& list, int64_t count, uint32_t site) {
+  list.resize(static_cast<size_t>(count));
   std::iota(list.begin(), list.end(), 0);
   if (machine.order == ThreadOrder::backward) std::reverse(list.begin(), list.end());
-  if (machine.order == ThreadOrder::shuffled) {
-    Draws draws(0, static_cast<uint32_t>(count), 0, fnv1a(of));
-    for (uint32_t i = static_cast<uint32_t>(count); i > 1; --i)
-      std::swap(list[i - 1], list[draws.below(i)]);
-  }
-  return list;
+  if (machine.order != ThreadOrder::shuffled) return;
+  Draws draws(0, static_cast<uint32_t>(count), 0, site);
+  for (uint32_t i = static_cast<uint32_t>(count); i > 1; --i)
+    std::swap(list[i - 1], list[draws.below(i)]);
 }
 
 uint3 at(int64_t rank, const dim3& size) {
@@ -285,9 +296,8 @@ uint3 at(int64_t rank, const dim3& size) {
 
 void lay_out_threads(const dim3& block) {
   const int count = static_cast<int>(block.x * block.y * block.z);
-  machine.threads.resize(static_cast<size_t>(count));
-  machine.warps.assign(static_cast<size_t>((count + kWarp - 1) / kWarp), Warp{});
-  machine.ranks = ordered(count, "threads");
+  order_into(machine.ranks, count, fnv1a("threads"));
+  for (Warp& warp : machine.warps) warp.lanes = 0, warp.reverse.clear();
   for (int rank = 0; rank < count; ++rank) {
     Thread& thread = machine.threads[rank];
     thread.rank = rank;
@@ -297,7 +307,6 @@ void lay_out_threads(const dim3& block) {
   }
   for (auto rank = machine.ranks.rbegin(); rank != machine.ranks.rend(); ++rank)
     machine.warps[*rank / kWarp].reverse.push_back(&machine.threads[*rank]);
-  machine.ready.reserve(static_cast<size_t>(count));
 }
 
 void check_launch(const Launch& launch) {
@@ -316,10 +325,20 @@ void check_launch(const Launch& launch) {
         fmt::format("{} bytes of shared memory (at most {})", launch.shared_bytes, kLargestShared));
 }
 
-constexpr std::align_val_t kSharedAlign{kSharedAlignment};
-struct Free {
-  void operator()(void* p) const { ::operator delete(p, kSharedAlign); }
-};
+// A heap block of exactly that size; those of sizes seen before are kept.
+void* shared_block(size_t bytes) {
+  std::unique_ptr<void, Free>& block = machine.shared_blocks[bytes];
+  if (!block) block.reset(::operator new(bytes, kSharedAlign));
+  return block.get();
+}
+
+void count_launch(const Launch& launch, uint64_t blocks) {
+  machine.kernels.insert(launch.kernel);
+  machine.counts.launches += 1;
+  machine.counts.kernels = machine.kernels.size();
+  machine.counts.blocks += blocks;
+  machine.counts.threads += blocks * machine.ranks.size();
+}
 
 }  // namespace
 
@@ -333,22 +352,18 @@ void run(const Launch& launch, void (*call)(const void*), const void* params) {
 #if defined(__SANITIZE_ADDRESS__)
   __asan_set_error_report_callback(name_kernel);
 #endif
-  const std::unique_ptr<void, Free> shared(::operator new(launch.shared_bytes, kSharedAlign));
   machine.main = Fiber{};  // of the OS thread that launches
   machine.launch = &launch;
   machine.call = call;
   machine.params = params;
-  machine.shared = shared.get();
+  machine.shared = shared_block(launch.shared_bytes);
   blockDim = launch.block;
   gridDim = launch.grid;
   lay_out_threads(launch.block);
   const int64_t blocks = int64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
-  machine.kernels.insert(launch.kernel);
-  machine.counts.launches += 1;
-  machine.counts.kernels = machine.kernels.size();
-  machine.counts.blocks += static_cast<uint64_t>(blocks);
-  machine.counts.threads += static_cast<uint64_t>(blocks) * machine.threads.size();
-  for (int block : ordered(static_cast<int>(blocks), "blocks")) {
+  count_launch(launch, static_cast<uint64_t>(blocks));
+  order_into(machine.blocks, blocks, fnv1a("blocks"));
+  for (int block : machine.blocks) {
     blockIdx = at(block, launch.grid);
     run_block();
   }
@@ -478,7 +493,7 @@ int block_barrier(const char* name, bool predicate, Place where) {
   if (!same_place(barrier.where, where)) barrier.mixed = true;
   barrier.holds += predicate;
   wait_in(self, name, 0, where);
-  if (barrier.arrived == static_cast<int>(machine.threads.size()) && !barrier.mixed) release(0);
+  if (barrier.arrived == thread_count() && !barrier.mixed) release(0);
   suspend(self);
   return barrier.result;
 }
