@@ -2,6 +2,9 @@
 
 #include <cstring>
 #include <memory>
+#include <utility>
+
+#include "engine/cuda/runtime.h"
 
 namespace sft {
 
@@ -45,14 +48,15 @@ Var Tape::variable(Tensor value) {
 }
 
 void Tape::place(Var v) {
-  if (v.slot && !v.slot->to) v.slot->to = ctx.activation(v.value.shape);
+  if (v.slot && !v.slot->to) v.slot->to = ctx.activation(v.value.shape, v.value.dtype);
 }
 
 Grad Tape::grad(Var v) {
   if (!v.slot) return {};
   if (!v.slot->to) {
     const bool inside = backward_block_ != kTopLevel && v.slot->block == backward_block_;
-    v.slot->to = inside ? ctx.temporary(v.value.shape) : ctx.activation(v.value.shape);
+    const auto [shape, dtype] = std::pair(v.value.shape, v.value.dtype);
+    v.slot->to = inside ? ctx.temporary(shape, dtype) : ctx.activation(shape, dtype);
   }
   const bool add = v.slot->written;
   v.slot->written = true;
@@ -86,6 +90,19 @@ Tape::Scope Tape::enter(const char* name, std::initializer_list<Var> inputs) {
   return outer;
 }
 
+void Tape::move(char* to, const void* from, int64_t bytes) {
+  const bool overlap = static_cast<const char*>(from) < to + bytes;
+  if (ctx.device == Device::cpu) {
+    if (!ctx.dry) std::memmove(to, from, bytes);
+    return;
+  }
+  ScratchScope scratch(ctx.scratch);
+  void* between = overlap ? ctx.scratch.take(bytes) : nullptr;
+  if (ctx.dry) return;
+  if (overlap) ctx.gpu->copy(between, from, bytes);
+  ctx.gpu->copy(to, overlap ? between : from, bytes);
+}
+
 Var Tape::move_down(Var out, int64_t mark) {
   const bool matrix = out.value.shape.rank() == 2;
   const int64_t rows = matrix ? bucket_rows(out.value.shape[0]) : 1;
@@ -94,8 +111,8 @@ Var Tape::move_down(Var out, int64_t mark) {
   CHECK(from.dense(), "block: its output must be dense");
   const int64_t bytes = bytes_of(from.dtype, count);
   CHECK(from.data >= ctx.acts.base() + mark, "block: its output must be a value that it made");
-  if (!ctx.dry) std::memmove(ctx.acts.base() + mark, from.data, bytes);
-  out.value = Tensor(ctx.acts.keep(mark, bytes), from.shape, from.dtype);
+  move(ctx.acts.base() + mark, from.data, bytes);
+  out.value = Tensor(ctx.acts.keep(mark, bytes), from.shape, from.dtype, from.device);
   place(out);
   return out;
 }

@@ -116,6 +116,7 @@ class Tape {
   void place(Var v);  // its gradient, in acts
   void check_inputs(const char* name, std::span<const Var> inputs) const;
   Scope enter(const char* name, std::initializer_list<Var> inputs);
+  void move(char* to, const void* from, int64_t bytes);  // downwards; may overlap
   Var move_down(Var out, int64_t mark);
   template <class B>
   static void rebuild(Tape& t, const Record& record);

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <utility>
 
+#include "engine/cuda/runtime.h"
+
 namespace sft {
 
 int64_t bucket_rows(int64_t rows) {
@@ -15,7 +17,12 @@ int64_t bucket_rows(int64_t rows) {
   return (rows + step - 1) / step * step;
 }
 
-Arena::Arena(int64_t capacity, bool poison) : capacity_(capacity), poison_(poison) {
+Arena::Arena(int64_t capacity, bool poison, cuda::Runtime* gpu)
+    : capacity_(capacity), poison_(poison), gpu_(gpu) {
+  if (gpu_) {
+    base_ = static_cast<char*>(gpu_->allocate(capacity));
+    return;
+  }
   void* range = mmap(nullptr, capacity, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (range == MAP_FAILED)
@@ -25,7 +32,12 @@ Arena::Arena(int64_t capacity, bool poison) : capacity_(capacity), poison_(poiso
   base_ = static_cast<char*>(range);
 }
 
-Arena::~Arena() { munmap(base_, capacity_); }
+Arena::~Arena() {
+  if (gpu_)
+    gpu_->release(base_);
+  else
+    munmap(base_, capacity_);
+}
 
 void* Arena::take(int64_t bytes) {
   const int64_t size = (bytes + 63) / 64 * 64;
@@ -35,15 +47,26 @@ void* Arena::take(int64_t bytes) {
   void* memory = base_ + used_;
   used_ += size;
   peak_ = std::max(peak_, used_);
-  if (poison_) std::memset(memory, 0xFF, size);
+  if (poison_ && gpu_) gpu_->fill(memory, 0xFF, size);
+  if (poison_ && !gpu_) std::memset(memory, 0xFF, size);
   return memory;
 }
 
 Tensor Arena::tensor(Shape shape, Dtype dtype, bool dry) {
-  if (shape.rank() != 2) return Tensor(take(bytes_of(dtype, shape.count())), shape, dtype);
-  Tensor matrix(take(bytes_of(dtype, bucket_rows(shape[0]) * shape[1])), shape, dtype);
-  if (!dry) zero_spare_rows(matrix);
+  const Device device = gpu_ ? Device::cuda : Device::cpu;
+  const int64_t bytes = bytes_of(dtype, shape.count());
+  if (shape.rank() != 2) return Tensor(take(bytes), shape, dtype, device);
+  const int64_t whole = bytes_of(dtype, bucket_rows(shape[0]) * shape[1]);
+  Tensor matrix(take(whole), shape, dtype, device);
+  if (!dry) zero(static_cast<char*>(matrix.data) + bytes, whole - bytes);
   return matrix;
+}
+
+void Arena::zero(void* memory, int64_t bytes) {
+  if (!gpu_)
+    std::memset(memory, 0, bytes);
+  else if (bytes)
+    gpu_->fill(memory, 0, bytes);
 }
 
 void Arena::rewind(int64_t mark) {

@@ -9,6 +9,10 @@
 
 #include "engine/tensor.h"
 
+namespace sft::cuda {
+class Runtime;
+}
+
 namespace sft {
 
 // Rows that a buffer of `rows` rows holds. GEMMs run over all of them, so that they see few shapes;
@@ -20,7 +24,9 @@ class Arena {
  public:
   // Reserves addresses for `capacity` bytes; touches none of them. A larger need fails with
   // Kind::resource. poison: memory is filled with NaN when it is taken (tests).
-  explicit Arena(int64_t capacity = int64_t{1} << 40, bool poison = false);
+  // gpu: allocates `capacity` bytes of its memory instead, and works in the order of its stream.
+  explicit Arena(int64_t capacity = int64_t{1} << 40, bool poison = false,
+                 cuda::Runtime* gpu = nullptr);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -38,12 +44,15 @@ class Arena {
   char* base() const { return base_; }
 
  private:
+  void zero(void* memory, int64_t bytes);
+
   char* base_;
   int64_t capacity_, used_ = 0, peak_ = 0;
   bool poison_;
+  cuda::Runtime* gpu_;
 };
 
-// Zeroes what a GEMM over the whole buffer left in the rows past the tensor's own.
+// On the CPU: zeroes what a GEMM over the whole buffer left in the rows past the tensor's own.
 void zero_spare_rows(Tensor matrix);
 
 // Scratch of one function: everything taken from the arena meanwhile is given back.

@@ -7,7 +7,9 @@
 // main() of every tool turns the kind into the exit code; nothing else calls exit or abort.
 #pragma once
 
+#ifndef __CUDACC__  // fmt 9.1 does not compile under nvcc 13: messages are made in .cpp files
 #include <fmt/format.h>
+#endif
 
 #include <exception>
 #include <string>
@@ -44,6 +46,18 @@ class Error : public std::exception {
 
 [[noreturn]] void raise(Kind kind, std::string message, std::string hint = "");
 
+// Text from a file or the command line, safe to print: control characters, and bytes that are not
+// UTF-8, become \xNN; longer than `limit` bytes: cut and marked.
+std::string printable(std::string_view text, size_t limit = 200);
+
+[[noreturn]] void check_failed(const char* condition, const char* file, int line,
+                               std::string message);
+
+}  // namespace sft
+
+#ifndef __CUDACC__
+namespace sft {
+
 template <class... Args>
 [[noreturn]] void fail(Kind kind, fmt::format_string<Args...> format, Args&&... args) {
   raise(kind, fmt::format(format, std::forward<Args>(args)...));
@@ -54,13 +68,6 @@ template <class... Args>
   raise(kind, fmt::format(format, std::forward<Args>(args)...), std::move(hint.text));
 }
 
-// Text from a file or the command line, safe to print: control characters, and bytes that are not
-// UTF-8, become \xNN; longer than `limit` bytes: cut and marked.
-std::string printable(std::string_view text, size_t limit = 200);
-
-[[noreturn]] void check_failed(const char* condition, const char* file, int line,
-                               std::string message);
-
 }  // namespace sft
 
 // A caller's mistake inside the program: active in every build type.
@@ -70,3 +77,4 @@ std::string printable(std::string_view text, size_t limit = 200);
       ::sft::check_failed(#condition, __builtin_FILE(), __builtin_LINE(), \
                           ::fmt::format(__VA_ARGS__));                    \
   } while (false)
+#endif

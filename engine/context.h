@@ -19,7 +19,11 @@ struct Context {
   // A dry step takes all the memory a real one would, and computes nothing: this is how the plan of
   // memory is made. Every op returns as soon as it has allocated.
   bool dry = false;
-  Profile* profile = nullptr;  // not null: ops record their time, bytes and FLOPs
+  Profile* profile = nullptr;    // not null: ops record their time, bytes and FLOPs
+  cuda::Runtime* gpu = nullptr;  // of Device::cuda; null in its dry steps
+  // What the first op of a step makes its activations of; every later op follows its input. Norms,
+  // losses, statistics and gradients of parameters are f32.
+  Dtype compute = Dtype::f32;
 
   // An activation; with room for bucket_rows(shape[0]) rows if it is a matrix.
   Tensor activation(Shape shape, Dtype dtype = Dtype::f32) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "engine/cuda/runtime.h"
 #include "engine/formats/numbers.h"
 
 namespace sft {
@@ -63,19 +64,52 @@ void copy_parts(const ParamRequest& request, const TensorMap& source, float* to)
 
 Tensor ParamStore::frozen_value(const ParamRequest& request, const TensorMap& source) {
   const Tensor first = source.find(request.names[0]);
-  if (contiguous(request, source)) return Tensor(first.data, request.shape);
-  auto own = std::make_shared<std::vector<float>>(request.shape.count());
-  copy_parts(request, source, own->data());
+  if (!gpu_ && contiguous(request, source)) return Tensor(first.data, request.shape);
+  const int64_t bytes = request.shape.count() * static_cast<int64_t>(sizeof(float));
+  auto own = std::make_shared<Arena>(std::max<int64_t>((bytes + 63) / 64 * 64, 4096), false, gpu_);
+  const Tensor value(own->take(bytes), request.shape, Dtype::f32, device());
+  write_parts(request, source, value);
   keep_.push_back(own);
-  own_bytes_ += request.shape.count() * static_cast<int64_t>(sizeof(float));
-  return Tensor(own->data(), request.shape);
+  own_bytes_ += bytes;
+  return value;
+}
+
+void ParamStore::write_parts(const ParamRequest& request, const TensorMap& source, Tensor value) {
+  if (!gpu_) return copy_parts(request, source, value.f32());
+  std::vector<float> host(value.count());
+  copy_parts(request, source, host.data());
+  write(host.data(), value);
+}
+
+void ParamStore::read(Tensor tensor, float* to) const {
+  if (gpu_)
+    gpu_->download(to, tensor.data, tensor.bytes());
+  else
+    std::memcpy(to, tensor.data, tensor.bytes());
+}
+
+void ParamStore::write(const float* from, Tensor tensor) {
+  if (gpu_)
+    gpu_->upload(tensor.data, from, tensor.bytes());
+  else
+    std::memcpy(tensor.data, from, tensor.bytes());
+}
+
+void ParamStore::zero(Tensor tensor) {
+  if (gpu_)
+    gpu_->fill(tensor.data, 0, tensor.bytes());
+  else
+    std::memset(tensor.data, 0, tensor.bytes());
 }
 
 void ParamStore::allocate(int64_t count) {
   const int64_t bytes = (count * static_cast<int64_t>(sizeof(float)) + 63) / 64 * 64;
-  buffers_ = std::make_unique<Arena>(std::max<int64_t>(4 * bytes, 4096));
-  for (Tensor* flat : {&master_, &grad_, &moment1_, &moment2_}) *flat = buffers_->tensor({count});
-  own_bytes_ += 4 * bytes;  // fresh pages are zero: so are the moments
+  buffers_ = std::make_unique<Arena>(std::max<int64_t>(4 * bytes, 4096), false, gpu_);
+  for (Tensor* flat : {&master_, &grad_, &moment1_, &moment2_}) {
+    *flat = buffers_->tensor({count});
+    if (gpu_) zero(*flat);  // fresh pages of the host are zero
+  }
+  own_bytes_ += 4 * bytes;
 }
 
 void ParamStore::bind(const std::vector<ParamRequest>& requests, const TensorMap& source,
@@ -109,13 +143,13 @@ void ParamStore::bind(const std::vector<ParamRequest>& requests, const TensorMap
     } else {
       value = master_.slice(bound.offset, request.shape.count()).reshaped(request.shape);
       bound.slot.to = grad_.slice(bound.offset, request.shape.count()).reshaped(request.shape);
-      copy_parts(request, source, value.f32());
+      write_parts(request, source, value);
     }
     *request.out = {value, bound.range < 0 ? nullptr : &bound.slot};
     const Shape part = part_shape(request);
     for (size_t i = 0; i < request.names.size(); ++i) {
       float* data = value.f32() + static_cast<int64_t>(i) * part.count();
-      named_.push_back({request.names[i], Tensor(data, part), bound.range});
+      named_.push_back({request.names[i], Tensor(data, part, Dtype::f32, device()), bound.range});
     }
   }
   keep_.insert(keep_.end(), source.keep.begin(), source.keep.end());
@@ -139,7 +173,7 @@ void ParamStore::forget_gradients() {
 void ParamStore::zero_unwritten() {
   for (Bound& bound : bound_)
     if (bound.request.out->slot && !bound.slot.written) {
-      std::memset(bound.slot.to.data, 0, bound.slot.to.bytes());
+      zero(bound.slot.to);
       bound.slot.written = true;
     }
 }

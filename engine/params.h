@@ -62,6 +62,10 @@ struct ParamRequest {
 
 class ParamStore {
  public:
+  // gpu: everything lies in its memory; named tensors are for device code, read() and write() for
+  // the host.
+  explicit ParamStore(cuda::Runtime* gpu = nullptr) : gpu_(gpu), prepared_(gpu) {}
+
   struct Named {
     std::string name;
     Tensor value;    // f32
@@ -86,6 +90,10 @@ class ParamStore {
   const Named* find(std::string_view name) const;
   std::vector<Range>& ranges() { return ranges_; }
   const std::vector<Range>& ranges() const { return ranges_; }
+
+  // Between host memory and a tensor of this store, whole.
+  void read(Tensor tensor, float* to) const;
+  void write(const float* from, Tensor tensor);
 
   Tensor master() const { return master_; }    // [N]
   Tensor grad() const { return grad_; }        // [N]
@@ -113,9 +121,13 @@ class ParamStore {
     int64_t offset;  // in the flat buffers
     GradSlot slot;
   };
+  Device device() const { return gpu_ ? Device::cuda : Device::cpu; }
   Tensor frozen_value(const ParamRequest& request, const TensorMap& source);
+  void write_parts(const ParamRequest& request, const TensorMap& source, Tensor value);
   void allocate(int64_t count);
+  void zero(Tensor tensor);
 
+  cuda::Runtime* gpu_;
   std::deque<Bound> bound_;
   std::vector<Named> named_;
   std::vector<Range> ranges_;

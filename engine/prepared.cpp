@@ -2,6 +2,8 @@
 
 #include <cstdlib>
 
+#include "engine/cuda/runtime.h"
+
 namespace sft {
 
 void Prepared::add_parameters(const void* begin, int64_t bytes) {
@@ -29,13 +31,23 @@ bool Prepared::owns(const void* weight) const {
   return false;
 }
 
+char* Prepared::allocate(int64_t bytes) const {
+  if (gpu_) return static_cast<char*>(gpu_->allocate(bytes));
+  void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+  if (!memory) fail(Kind::resource, "out of memory: {} bytes for a derived weight", bytes);
+  return static_cast<char*>(memory);
+}
+
 Prepared::Form& Prepared::form(const void* weight, uint32_t kind, int64_t bytes) {
   for (Form& form : forms_)
     if (form.weight == weight && form.kind == kind && form.bytes == bytes) return form;
-  void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-  if (!memory) fail(Kind::resource, "out of memory: {} bytes for a derived weight", bytes);
-  forms_.push_back(
-      {weight, kind, bytes, {static_cast<char*>(memory), [](char* p) { std::free(p); }}, false});
+  const auto release = [gpu = gpu_](char* p) {
+    if (gpu)
+      gpu->release(p);
+    else
+      std::free(p);
+  };
+  forms_.push_back({weight, kind, bytes, {allocate(bytes), release}, false});
   bytes_ += bytes;
   return forms_.back();
 }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <string_view>
 #include <vector>
@@ -17,6 +18,9 @@ namespace sft {
 
 class Prepared {
  public:
+  // Where the forms lie: on the host, or in the memory of a device.
+  explicit Prepared(cuda::Runtime* gpu = nullptr) : gpu_(gpu) {}
+
   // Addresses whose contents change only with weights_changed: the parameters of a store.
   void add_parameters(const void* begin, int64_t bytes);
   // Forms made of these bytes are made again on their next use, in the same memory.
@@ -27,17 +31,20 @@ class Prepared {
     const void* weight;
     uint32_t kind;
     int64_t bytes;
-    std::unique_ptr<char[], void (*)(char*)> memory;
+    std::unique_ptr<char, std::function<void(char*)>> memory;
     bool current;
   };
   bool owns(const void* weight) const;
   Form& form(const void* weight, uint32_t kind, int64_t bytes);
 
  private:
+  char* allocate(int64_t bytes) const;
+
   struct Range {
     const char* begin;
     const char* end;
   };
+  cuda::Runtime* gpu_;
   std::vector<Range> parameters_;
   std::deque<Form> forms_;  // forms stay where they are
   int64_t bytes_ = 0;

@@ -1,5 +1,7 @@
 #include "engine/profile.h"
 
+#include "engine/cuda/runtime.h"
+
 namespace sft {
 
 Profile::Row& Profile::row(std::string_view name) {
@@ -8,8 +10,13 @@ Profile::Row& Profile::row(std::string_view name) {
   return rows_.emplace_back(Row{.name = name});
 }
 
+void Profile::wait() const {
+  if (gpu_) gpu_->synchronize();
+}
+
 ProfileScope::~ProfileScope() {
   if (!profile_) return;
+  profile_->wait();
   Profile::Row& row = profile_->row(name_);
   ++row.calls;
   row.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();

@@ -6,10 +6,17 @@
 #include <string_view>
 #include <vector>
 
+namespace sft::cuda {
+class Runtime;
+}
+
 namespace sft {
 
 class Profile {
  public:
+  // gpu: an op's time runs from one synchronisation of it to the next.
+  explicit Profile(cuda::Runtime* gpu = nullptr) : gpu_(gpu) {}
+
   struct Row {
     std::string_view name;  // of a string literal
     int64_t calls = 0;
@@ -18,8 +25,10 @@ class Profile {
   Row& row(std::string_view name);
   const std::vector<Row>& rows() const { return rows_; }
   void clear() { rows_.clear(); }
+  void wait() const;
 
  private:
+  cuda::Runtime* gpu_;
   std::vector<Row> rows_;
 };
 
@@ -28,7 +37,9 @@ class ProfileScope {
  public:
   ProfileScope(Profile* profile, std::string_view name, double flops, double bytes)
       : profile_(profile), name_(name), flops_(flops), bytes_(bytes) {
-    if (profile_) start_ = std::chrono::steady_clock::now();
+    if (!profile_) return;
+    profile_->wait();
+    start_ = std::chrono::steady_clock::now();
   }
   ~ProfileScope();
   ProfileScope(const ProfileScope&) = delete;

@@ -1,8 +1,6 @@
 // Tensor: a typed view of memory that an arena, a store or a file owns. Trivially copyable.
 #pragma once
 
-#include <fmt/format.h>
-
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -86,10 +84,11 @@ struct Tensor {
 
   template <class T>
   T* as() const {
-    CHECK(dtype == dtype_of<T>::value, "tensor {} holds {}, not {}", text(shape), sft::name(dtype),
-          sft::name(dtype_of<T>::value));
+    if (dtype != dtype_of<T>::value) [[unlikely]]
+      wrong_type(dtype_of<T>::value);
     return static_cast<T*>(data);
   }
+  [[noreturn]] void wrong_type(Dtype wanted) const;
   float* f32() const { return as<float>(); }
   // Row r of a matrix view.
   float* row(int64_t r) const { return f32() + r * row_stride; }
@@ -116,6 +115,7 @@ struct Grad {
 
 }  // namespace sft
 
+#ifndef __CUDACC__
 template <>
 struct fmt::formatter<sft::Shape> {
   constexpr auto parse(fmt::format_parse_context& ctx) { return ctx.begin(); }
@@ -131,3 +131,4 @@ struct fmt::formatter<sft::Dtype> {
     return fmt::format_to(ctx.out(), "{}", sft::name(dtype));
   }
 };
+#endif

@@ -6,6 +6,10 @@
 #include <cstring>
 #include <numeric>
 
+#include "engine/cuda/emulator/thread_order.h"
+#include "engine/device.h"
+#include "engine/formats/numbers.h"
+
 namespace sft {
 
 int64_t Case::T() const { return std::accumulate(frames.begin(), frames.end(), int64_t{0}); }
@@ -37,8 +41,21 @@ Array Fill::uniform(Shape shape, double low, double high) {
   return a;
 }
 
-double OpSpec::forward_tolerance() const { return (8 + 2 * std::sqrt(terms)) * 0x1p-23; }
-double OpSpec::gradient_tolerance() const { return (64 + 8 * std::sqrt(terms)) * 0x1p-23 + 1e-6; }
+namespace {
+
+// Half a unit in the last place of bf16, twice: of our rounding and of an error before it.
+double rounded(Dtype compute, double roundings) {
+  return compute == Dtype::bf16 ? roundings * 0x1p-8 : 0;
+}
+
+}  // namespace
+
+double OpSpec::forward_tolerance(Dtype compute) const {
+  return (8 + 2 * std::sqrt(terms)) * 0x1p-23 + rounded(compute, roundings);
+}
+double OpSpec::gradient_tolerance(Dtype compute) const {
+  return (64 + 8 * std::sqrt(terms)) * 0x1p-23 + 1e-6 + rounded(compute, gradient_roundings);
+}
 
 std::vector<OpSpec>& op_specs() {
   static std::vector<OpSpec> specs;
@@ -57,16 +74,53 @@ double dropout_factor(const Case& c, Dropout dropout, int64_t t, int64_t column,
   return keep ? 1 / (1 - dropout.threshold() / 65536.0) : 0;
 }
 
-OpRun::OpRun(bool poison, uint64_t seed, uint32_t update)
-    : acts(int64_t{1} << 36, poison),
-      scratch(int64_t{1} << 36, poison),
-      ctx{.acts = acts, .scratch = scratch, .prepared = prepared, .rng = {seed, update}} {}
+cuda::Runtime& shared_gpu() {
+  static const std::unique_ptr<cuda::Runtime> gpu = open_device("cuda");
+  return *gpu;
+}
+
+OpRun::OpRun(bool poison, uint64_t seed, uint32_t update, Where where)
+    : host(int64_t{1} << 36),
+      acts(capacity(where), poison, gpu(where)),
+      scratch(capacity(where), poison, gpu(where)),
+      prepared(gpu(where)),
+      ctx{.device = where.device,
+          .acts = acts,
+          .scratch = scratch,
+          .prepared = prepared,
+          .rng = {seed, update},
+          .gpu = gpu(where),
+          .compute = where.compute} {}
+
+cuda::Runtime* OpRun::gpu(Where where) {
+  return where.device == Device::cuda ? &shared_gpu() : nullptr;
+}
+
+int64_t OpRun::capacity(Where where) {
+  return int64_t{1} << (where.device == Device::cuda ? 28 : 36);
+}
+
+Tensor OpRun::write(const Array& values, Dtype dtype) {
+  std::vector<float> floats(values.data.begin(), values.data.end());
+  std::vector<std::byte> bytes(bytes_of(dtype, values.shape.count()));
+  from_f32(floats.data(), dtype, bytes.data(), values.shape.count());
+  const Tensor to = ctx.activation(values.shape, dtype);
+  if (ctx.gpu)
+    ctx.gpu->upload(to.data, bytes.data(), to.bytes());
+  else
+    std::memcpy(to.data, bytes.data(), to.bytes());
+  return to;
+}
 
 std::vector<Var> OpRun::place(Tape& t, std::span<const Array> inputs) {
   std::vector<Var> vars;
   for (const Array& a : inputs) {
-    const Tensor value = ctx.activation(a.shape);
-    for (int64_t i = 0; i < a.shape.count(); ++i) value.f32()[i] = static_cast<float>(a.data[i]);
+    if (a.on_host) {
+      vars.push_back({host.tensor(a.shape)});
+      std::copy(a.data.begin(), a.data.end(), vars.back().value.f32());
+      continue;
+    }
+    const Tensor value = write(a, a.per_frame ? ctx.compute : Dtype::f32);
     vars.push_back(a.gradient ? t.variable(value) : Var{value});
   }
   return vars;
@@ -75,8 +129,16 @@ std::vector<Var> OpRun::place(Tape& t, std::span<const Array> inputs) {
 Array OpRun::read(Tensor t) {
   Array a{.shape = t.shape, .data = {}};
   const int64_t width = t.shape.rank() ? t.shape.back() : 1;
+  const int64_t span = t.rows() ? (t.rows() - 1) * t.row_stride + width : 0;
+  std::vector<std::byte> bytes(bytes_of(t.dtype, span));
+  if (t.device == Device::cuda)
+    shared_gpu().download(bytes.data(), t.data, static_cast<int64_t>(bytes.size()));
+  else if (span)
+    std::memcpy(bytes.data(), t.data, bytes.size());
+  std::vector<float> floats(span);
+  to_f32(t.dtype, bytes.data(), floats.data(), span);
   for (int64_t r = 0; r < t.rows(); ++r)
-    for (int64_t c = 0; c < width; ++c) a.data.push_back(t.f32()[r * t.row_stride + c]);
+    for (int64_t c = 0; c < width; ++c) a.data.push_back(floats[r * t.row_stride + c]);
   return a;
 }
 
@@ -86,15 +148,15 @@ struct Result {
   std::vector<Array> outputs, gradients;  // gradients: empty data where none was wanted
 };
 
-using Modify = std::function<void(Tape&, std::vector<Var>&)>;
+using Modify = std::function<void(OpRun&, Tape&, std::vector<Var>&)>;
 
 // Runs forward and, with the given dy, backward.
-Result run_op(const OpSpec& spec, const Case& c, std::span<const Array> inputs,
+Result run_op(const OpSpec& spec, const Case& c, Where where, std::span<const Array> inputs,
               std::span<const Array> dy, const Modify& modify = {}) {
-  OpRun run(/*poison=*/true, kSpecSeed, kSpecUpdate);
+  OpRun run(/*poison=*/true, kSpecSeed, kSpecUpdate, where);
   Tape tape(run.ctx);
   std::vector<Var> vars = run.place(tape, inputs);
-  if (modify) modify(tape, vars);
+  if (modify) modify(run, tape, vars);
   const std::vector<Var> outs = spec.run(tape, vars, c);
   Result result;
   for (const Var& out : outs) result.outputs.push_back(OpRun::read(out));
@@ -103,9 +165,7 @@ Result run_op(const OpSpec& spec, const Case& c, std::span<const Array> inputs,
       tape.loss(outs[i]);
       continue;
     }
-    const Tensor seed = run.ctx.activation(dy[i].shape);
-    for (int64_t k = 0; k < seed.count(); ++k) seed.f32()[k] = static_cast<float>(dy[i].data[k]);
-    if (outs[i].slot) tape.seed(outs[i], seed);
+    if (outs[i].slot) tape.seed(outs[i], run.write(dy[i], outs[i].value.dtype));
   }
   if (!dy.empty()) tape.backward();
   for (const Var& v : vars) {
@@ -164,6 +224,17 @@ std::pair<Array, Array> differences(const OpSpec& spec, const Case& c, std::vect
   return {chosen, numeric};
 }
 
+// Inputs that a compute type holds exactly: the oracle then sees the same ones.
+void round_to(Array& a, Dtype compute) {
+  if (compute != Dtype::bf16 || a.on_host) return;
+  std::vector<float> floats(a.data.begin(), a.data.end());
+  std::vector<uint16_t> narrow(floats.size());
+  const auto count = static_cast<int64_t>(floats.size());
+  f32_to_bf16(floats.data(), narrow.data(), count);
+  bf16_to_f32(narrow.data(), floats.data(), count);
+  std::copy(floats.begin(), floats.end(), a.data.begin());
+}
+
 Array cut(const Array& a, const Case& c, int b) {
   if (!a.per_frame && !a.per_utterance) return a;
   const int64_t row = a.shape.count() / std::max<int64_t>(a.shape[0], 1);
@@ -180,6 +251,7 @@ Array cut(const Array& a, const Case& c, int b) {
 struct Checker {
   const OpSpec& spec;
   const Case& c;
+  Where where;
   std::vector<Array> inputs;
   std::vector<Array> dy;
   Result ours;
@@ -194,7 +266,7 @@ struct Checker {
   void against_oracle(Fill& fill) {
     const std::vector<Array> expected = spec.oracle(inputs, c);
     for (size_t i = 0; i < expected.size(); ++i)
-      expect(distance(ours.outputs[i], expected[i]), spec.forward_tolerance(),
+      expect(distance(ours.outputs[i], expected[i]), spec.forward_tolerance(where.compute),
              fmt::format("output {} against the oracle", i));
     for (size_t i = 0; i < inputs.size(); ++i) {
       if (!inputs[i].gradient || inputs[i].data.empty()) continue;
@@ -211,25 +283,26 @@ struct Checker {
             std::abs(chosen.data[k] - numeric.data[k]) / (std::abs(numeric.data[k]) + base + 1e-30);
         worst = e <= worst ? worst : std::isfinite(e) ? e : INFINITY;
       }
-      expect(worst, spec.gradient_tolerance() + 10 * spec.step * spec.step,
+      expect(worst, spec.gradient_tolerance(where.compute) + 10 * spec.step * spec.step,
              fmt::format("gradient {} against differences of the oracle", i));
     }
   }
 
   void added_to() {
-    const Result twice = run_op(spec, c, inputs, dy, [&](Tape& t, std::vector<Var>& vars) {
-      for (size_t i = 0; i < vars.size(); ++i) {
-        if (!vars[i].slot) continue;
-        const Tensor before = t.ctx.activation(vars[i].shape());
-        for (int64_t k = 0; k < before.count(); ++k) before.f32()[k] = 2.5f;
-        t.seed(vars[i], before);
-      }
-    });
+    const Result twice =
+        run_op(spec, c, where, inputs, dy, [&](OpRun& run, Tape& t, std::vector<Var>& vars) {
+          for (Var& v : vars) {
+            if (!v.slot) continue;
+            const Array before{.shape = v.shape(),
+                               .data = std::vector<double>(v.shape().count(), 2.5)};
+            t.seed(v, run.write(before, v.value.dtype));
+          }
+        });
     for (size_t i = 0; i < inputs.size(); ++i) {
       if (!inputs[i].gradient || inputs[i].data.empty()) continue;
       Array expected = ours.gradients[i];
       for (double& x : expected.data) x += 2.5;
-      expect(distance(twice.gradients[i], expected), 16 * 0x1p-23,
+      expect(distance(twice.gradients[i], expected), 16 * 0x1p-23 + rounded(where.compute, 2),
              fmt::format("gradient {} added to what was there", i));
     }
   }
@@ -237,8 +310,9 @@ struct Checker {
   void constants() {
     for (size_t fixed = 0; fixed < inputs.size(); ++fixed) {
       if (!inputs[fixed].gradient) continue;
-      const Result partial = run_op(
-          spec, c, inputs, dy, [&](Tape&, std::vector<Var>& vars) { vars[fixed].slot = nullptr; });
+      const Result partial =
+          run_op(spec, c, where, inputs, dy,
+                 [&](OpRun&, Tape&, std::vector<Var>& vars) { vars[fixed].slot = nullptr; });
       for (size_t i = 0; i < inputs.size(); ++i)
         if (i != fixed && inputs[i].gradient && !inputs[i].data.empty())
           expect(distance(partial.gradients[i], ours.gradients[i]), 16 * 0x1p-23,
@@ -247,7 +321,8 @@ struct Checker {
   }
 
   void same_bits() {
-    const Result again = run_op(spec, c, inputs, dy);
+    const cuda::emulator::OtherThreadOrder other;
+    const Result again = run_op(spec, c, where, inputs, dy);
     for (size_t i = 0; i < ours.outputs.size(); ++i)
       if (again.outputs[i].data != ours.outputs[i].data)
         wrong.push_back(fmt::format("output {}: other bits in a second run", i));
@@ -267,15 +342,16 @@ struct Checker {
       std::vector<Array> part, part_dy;
       for (const Array& a : inputs) part.push_back(cut(a, c, b));
       for (const Array& a : dy) part_dy.push_back(cut(a, c, b));
-      const Result result = run_op(spec, one, part, part_dy);
+      const Result result = run_op(spec, one, where, part, part_dy);
       for (size_t i = 0; i < dy.size(); ++i)
         compare(result.outputs[i], cut(with_kind(ours.outputs[i], dy[i]), c, b), ours.outputs[i],
-                spec.forward_tolerance(), fmt::format("output {}, utterance {} alone", i, b));
+                spec.forward_tolerance(where.compute),
+                fmt::format("output {}, utterance {} alone", i, b));
       for (size_t i = 0; i < inputs.size(); ++i) {
         if (ours.gradients[i].data.empty()) continue;
         if (inputs[i].per_frame || inputs[i].per_utterance)
           compare(result.gradients[i], cut(with_kind(ours.gradients[i], inputs[i]), c, b),
-                  ours.gradients[i], spec.gradient_tolerance(),
+                  ours.gradients[i], spec.gradient_tolerance(where.compute),
                   fmt::format("gradient {}, utterance {} alone", i, b));
         else if (totals[i].data.empty())
           totals[i] = result.gradients[i];
@@ -286,7 +362,7 @@ struct Checker {
     }
     for (size_t i = 0; i < inputs.size(); ++i)
       if (!totals[i].data.empty())
-        expect(distance(totals[i], ours.gradients[i]), spec.gradient_tolerance(),
+        expect(distance(totals[i], ours.gradients[i]), spec.gradient_tolerance(where.compute),
                fmt::format("gradient {} as the sum over utterances alone", i));
   }
 
@@ -309,15 +385,17 @@ struct Checker {
 
 }  // namespace
 
-std::vector<std::string> check_case(const OpSpec& spec, const Case& c, uint64_t seed) {
+std::vector<std::string> check_case(const OpSpec& spec, const Case& c, uint64_t seed, Where where) {
   Fill fill(seed);
-  Checker checker{spec, c, spec.inputs(c, fill), {}, {}, {}};
+  Checker checker{spec, c, where, spec.inputs(c, fill), {}, {}, {}};
+  for (Array& input : checker.inputs) round_to(input, where.compute);
   for (Array& out : spec.oracle(checker.inputs, c)) {
     Array dy = spec.loss ? checker.inputs.back() : fill.normal(out.shape);
     dy.per_frame = out.per_frame, dy.per_utterance = out.per_utterance;
+    round_to(dy, where.compute);
     checker.dy.push_back(std::move(dy));
   }
-  checker.ours = run_op(spec, c, checker.inputs, checker.dy);
+  checker.ours = run_op(spec, c, where, checker.inputs, checker.dy);
   checker.against_oracle(fill);
   checker.added_to();
   checker.constants();

@@ -11,7 +11,9 @@
 //
 // Tests of a case that is no bench case: forward against the oracle; backward against central
 // differences of the oracle; a gradient that is added to; packed against each utterance alone;
-// constants (no gradient wanted) in place of each input; twice the same bits.
+// constants (no gradient wanted) in place of each input; twice the same bits. A spec with .cuda
+// runs them on the device too (emulated in `tests`), in f32 and in bf16; there the second run takes
+// the threads of each block in another order.
 #pragma once
 
 #include <functional>
@@ -30,6 +32,7 @@ struct Array {
   bool gradient = true;        // differentiable
   bool per_frame = false;      // dimension 0 is the frames of the batch: cut by utterance
   bool per_utterance = false;  // dimension 0 is the utterances of the batch
+  bool on_host = false;        // read by run() itself: labels, weights of losses
 
   double& at(int64_t i, int64_t j) { return data[i * shape.back() + j]; }
   double at(int64_t i, int64_t j) const { return data[i * shape.back() + j]; }
@@ -73,11 +76,14 @@ struct OpSpec {
   std::function<std::vector<Array>(std::span<const Array>, const Case&)> oracle;  // shapes and data
   std::function<std::vector<Var>(Tape&, std::span<const Var>, const Case&)> run;
   std::function<Cost(const Case&)> cost = [](const Case&) { return Cost{}; };
+  bool cuda = false;  // has CUDA kernels
   // Terms of the longest sum behind one output: the tolerance grows with its square root.
   double terms = 1;
+  // Roundings to bf16 on the way to an output, and to a gradient; each costs half a unit of 2^-8.
+  double roundings = 1, gradient_roundings = 2;
   // Errors are measured relative to |value| + rms of the output.
-  double forward_tolerance() const;
-  double gradient_tolerance() const;
+  double forward_tolerance(Dtype compute = Dtype::f32) const;
+  double gradient_tolerance(Dtype compute = Dtype::f32) const;
   // The output is losses, and the last input (gradient = false) holds their weights: backward gives
   // the gradient of sum(weights * losses), whatever dy is.
   bool loss = false;
@@ -99,19 +105,34 @@ constexpr uint32_t kSpecUpdate = 3;
 // What dropout multiplies element (t, column) of a packed [T, C] with, by engine/rng.h alone.
 double dropout_factor(const Case& c, Dropout dropout, int64_t t, int64_t column, int64_t C);
 
+// Where a run computes, and what its activations are made of.
+struct Where {
+  Device device = Device::cpu;
+  Dtype compute = Dtype::f32;
+};
+// The device that Device::cuda means in this process; fails where there is none.
+cuda::Runtime& shared_gpu();
+
 // Inputs of a case in an arena, as variables; outputs of one run and the gradients for random dy.
 class OpRun {
  public:
-  OpRun(bool poison, uint64_t seed = 0, uint32_t update = 0);
+  OpRun(bool poison, uint64_t seed = 0, uint32_t update = 0, Where where = {});
   std::vector<Var> place(Tape& t, std::span<const Array> inputs);
+  // A tensor with these values, and back. A matrix of activations has the type of ctx.compute.
+  Tensor write(const Array& values, Dtype dtype);
   static Array read(Tensor t);
 
-  Arena acts, scratch;
+  Arena host, acts, scratch;
   Prepared prepared;
   Context ctx;
+
+ private:
+  static cuda::Runtime* gpu(Where where);
+  static int64_t capacity(Where where);
 };
 
 // All tests of one case; returns what is wrong, one line each.
-std::vector<std::string> check_case(const OpSpec& spec, const Case& c, uint64_t seed);
+std::vector<std::string> check_case(const OpSpec& spec, const Case& c, uint64_t seed,
+                                    Where where = {});
 
 }  // namespace sft

@@ -9,18 +9,33 @@
 
 using namespace sft;
 
-TEST_CASE("ops: every spec, every case") {
+namespace {
+
+void check_cases(const OpSpec& spec, Where where, std::string_view on) {
   const auto seed =
       static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+  for (size_t i = 0; i < spec.cases.size(); ++i) {
+    if (spec.cases[i].bench) continue;
+    for (const std::string& wrong : check_case(spec, spec.cases[i], seed, where))
+      EXPECT_MESSAGE(false,
+                     fmt::format("{} case {} seed {} ({}): {}", spec.name, i, seed, on, wrong));
+    EXPECT(true);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("ops: every spec, every case") {
+  for (const OpSpec& spec : op_specs())
+    SUBCASE(spec.name.c_str()) check_cases(spec, {}, cpu::isa());
+}
+
+TEST_CASE("ops on cuda: every spec, every case, in f32 and bf16") {
   for (const OpSpec& spec : op_specs()) {
+    if (!spec.cuda) continue;
     SUBCASE(spec.name.c_str()) {
-      for (size_t i = 0; i < spec.cases.size(); ++i) {
-        if (spec.cases[i].bench) continue;
-        for (const std::string& wrong : check_case(spec, spec.cases[i], seed))
-          EXPECT_MESSAGE(false, fmt::format("{} case {} seed {} ({}): {}", spec.name, i, seed,
-                                            cpu::isa(), wrong));
-        EXPECT(true);
-      }
+      check_cases(spec, {Device::cuda, Dtype::f32}, "cuda f32");
+      check_cases(spec, {Device::cuda, Dtype::bf16}, "cuda bf16");
     }
   }
 }

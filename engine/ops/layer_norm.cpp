@@ -67,9 +67,12 @@ LayerNormOut layer_norm_forward(Context& ctx, Tensor x, Tensor weight, Tensor bi
   CHECK(!weight == !bias, "layer_norm: weight and bias come together");
   CHECK(!weight || (weight.shape == Shape{C} && bias.shape == Shape{C}),
         "layer_norm: weight is {}, bias {}, x {}", weight.shape, bias.shape, x.shape);
-  LayerNormOut out{ctx.activation(x.shape), ctx.activation({T}), ctx.activation({T})};
+  CHECK(ctx.device == Device::cpu || C <= 2048, "layer_norm: {} channels, at most 2048", C);
+  LayerNormOut out{ctx.activation(x.shape, x.dtype), ctx.activation({T}), ctx.activation({T})};
   if (ctx.dry) return out;
   ProfileScope profile(ctx.profile, "layer_norm", 8.0 * T * C, 8.0 * T * C);
+  if (ctx.device == Device::cuda)
+    return cuda::layer_norm_forward(ctx, x, weight, bias, eps, out), out;
   const float* w = weight ? weight.f32() : nullptr;
   const float* b = weight ? bias.f32() : nullptr;
   cpu::parallel_for(T, kRows, [&](int64_t begin, int64_t end) {
@@ -82,11 +85,13 @@ LayerNormOut layer_norm_forward(Context& ctx, Tensor x, Tensor weight, Tensor bi
 void layer_norm_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd,
                          Grad dx, Grad dweight, Grad dbias) {
   const int64_t T = x.rows(), C = x.width(), chunks = (T + kRows - 1) / kRows;
+  ProfileScope profile(ctx.profile, "layer_norm.backward", 14.0 * T * C, 12.0 * T * C);
+  if (ctx.device == Device::cuda)
+    return cuda::layer_norm_backward(ctx, dy, x, weight, mean, rstd, dx, dweight, dbias);
   ScratchScope scratch(ctx.scratch);
   const bool sums = dweight || dbias;
   float* partial = sums ? ctx.temporary({chunks * 2 * C}).f32() : nullptr;
   if (ctx.dry) return;
-  ProfileScope profile(ctx.profile, "layer_norm.backward", 14.0 * T * C, 12.0 * T * C);
   const float* w = weight ? weight.f32() : nullptr;
   cpu::parallel_for(T, kRows, [&](int64_t begin, int64_t end) {
     float* mine = sums ? partial + begin / kRows * 2 * C : nullptr;

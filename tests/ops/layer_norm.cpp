@@ -46,6 +46,7 @@ OpSpec spec(const char* name, bool affine) {
             const double n = static_cast<double>(c.T() * c.dims[0]);
             return Cost{.bytes = 8 * n, .flops = 8 * n};
           },
+      .cuda = true,
       .terms = 768,
   };
 }

@@ -1,0 +1,69 @@
+// The Runtime of the emulator: device memory is host memory, and everything happens at once.
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "engine/cpu/gemm.h"
+#include "engine/cuda/runtime.h"
+#include "engine/formats/numbers.h"
+
+namespace sft::cuda {
+namespace {
+
+// Rows of a matrix as f32, dense.
+std::vector<float> widened(const void* data, Dtype dtype, int64_t rows, int64_t columns,
+                           int64_t ld) {
+  std::vector<float> wide(rows * columns);
+  const auto* bytes = static_cast<const std::byte*>(data);
+  for (int64_t r = 0; r < rows; ++r)
+    to_f32(dtype, bytes + bytes_of(dtype, r * ld), wide.data() + r * columns, columns);
+  return wide;
+}
+
+class Emulated final : public Runtime {
+ public:
+  std::string name() const override { return "emulated"; }
+  int64_t free_bytes() const override { return int64_t{4} << 30; }
+  int multiprocessors() const override { return 4; }
+  void* stream() const override { return nullptr; }
+
+  void* allocate(int64_t bytes) override {
+    void* memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+    if (!memory) fail(Kind::resource, "cuda: out of memory: {} bytes wanted", bytes);
+    return memory;
+  }
+  void release(void* memory) noexcept override { std::free(memory); }
+
+  void fill(void* to, uint8_t byte, int64_t bytes) override { std::memset(to, byte, bytes); }
+  void copy(void* to, const void* from, int64_t bytes) override { std::memcpy(to, from, bytes); }
+  void upload(void* to, const void* from, int64_t bytes) override { std::memcpy(to, from, bytes); }
+  void download(void* to, const void* from, int64_t bytes) override {
+    std::memcpy(to, from, bytes);
+  }
+  void synchronize() override {}
+
+  void gemm(const Gemm& g) override {
+    if (g.M == 0 || g.N == 0) return;
+    const int64_t a_rows = g.transpose_a ? g.K : g.M, a_columns = g.transpose_a ? g.M : g.K;
+    const int64_t b_rows = g.transpose_b ? g.N : g.K, b_columns = g.transpose_b ? g.K : g.N;
+    const std::vector<float> a = widened(g.A, g.in, a_rows, a_columns, g.lda);
+    const std::vector<float> b = widened(g.B, g.in, b_rows, b_columns, g.ldb);
+    std::vector<float> c(g.M * g.N);
+    if (g.beta != 0) c = widened(g.C, g.out, g.M, g.N, g.ldc);
+    cpu::sgemm(g.transpose_a, g.transpose_b, g.M, g.N, g.K, a.data(), a_columns, b.data(),
+               b_columns, g.beta, c.data(), g.N);
+    auto* to = static_cast<std::byte*>(g.C);
+    for (int64_t m = 0; m < g.M; ++m)
+      from_f32(c.data() + m * g.N, g.out, to + bytes_of(g.out, m * g.ldc), g.N);
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Runtime> open_runtime() { return std::make_unique<Emulated>(); }
+
+void launch_failed(const char* what, const char* file, int line) {
+  fail(Kind::internal, "cuda: launch at {}:{}: {}", file, line, what);
+}
+
+}  // namespace sft::cuda

@@ -1,0 +1,203 @@
+// The native Runtime: cudart (linked statically) and cuBLASLt (opened at the first product).
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include <map>
+#include <optional>
+#include <tuple>
+
+#include "engine/cuda/runtime.h"
+#include "engine/cuda/shared_library.h"
+
+#define CUDA_CHECK(call)                                                      \
+  do {                                                                        \
+    if (const cudaError_t error = (call); error != cudaSuccess)               \
+      fail(Kind::resource, "cuda: {}: {}", #call, cudaGetErrorString(error)); \
+  } while (false)
+#define CUBLAS_CHECK(call)                                                              \
+  do {                                                                                  \
+    if (const cublasStatus_t status = (call); status != CUBLAS_STATUS_SUCCESS)          \
+      fail(Kind::resource, "cublasLt: {}: status {}", #call, static_cast<int>(status)); \
+  } while (false)
+
+namespace sft::cuda {
+namespace {
+
+constexpr int64_t kWorkspace = 32 << 20;  // of a product; what cuBLASLt advises for sm_90
+
+struct CublasLt {
+  decltype(&cublasLtCreate) create;
+  decltype(&cublasLtMatmul) matmul;
+  decltype(&cublasLtMatmulDescCreate) desc_create;
+  decltype(&cublasLtMatmulDescSetAttribute) desc_set;
+  decltype(&cublasLtMatmulDescDestroy) desc_destroy;
+  decltype(&cublasLtMatrixLayoutCreate) layout_create;
+  decltype(&cublasLtMatrixLayoutDestroy) layout_destroy;
+  decltype(&cublasLtMatmulPreferenceCreate) preference_create;
+  decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set;
+  decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy;
+  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
+  cublasLtHandle_t handle = nullptr;
+
+  CublasLt() {
+    const SharedLibrary so("libcublasLt.so.13");
+    so.bind(create, "cublasLtCreate");
+    so.bind(matmul, "cublasLtMatmul");
+    so.bind(desc_create, "cublasLtMatmulDescCreate");
+    so.bind(desc_set, "cublasLtMatmulDescSetAttribute");
+    so.bind(desc_destroy, "cublasLtMatmulDescDestroy");
+    so.bind(layout_create, "cublasLtMatrixLayoutCreate");
+    so.bind(layout_destroy, "cublasLtMatrixLayoutDestroy");
+    so.bind(preference_create, "cublasLtMatmulPreferenceCreate");
+    so.bind(preference_set, "cublasLtMatmulPreferenceSetAttribute");
+    so.bind(preference_destroy, "cublasLtMatmulPreferenceDestroy");
+    so.bind(heuristic, "cublasLtMatmulAlgoGetHeuristic");
+    CUBLAS_CHECK(create(&handle));
+  }
+};
+
+cudaDataType_t type_of(Dtype dtype) { return dtype == Dtype::bf16 ? CUDA_R_16BF : CUDA_R_32F; }
+
+// Everything about a product but its addresses.
+using Key =
+    std::tuple<bool, bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, Dtype, Dtype>;
+
+struct Plan {
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
+  cublasLtMatmulAlgo_t algorithm{};
+};
+
+class Native final : public Runtime {
+ public:
+  Native() {
+    int driver = 0, devices = 0;
+    if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+      fail(Kind::resource, Hint{"install NVIDIA's driver, or use --device cpu"},
+           "cuda: no driver on this machine");
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
+      fail(Kind::resource, Hint{"see nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"},
+           "cuda: no device (driver {}.{})", driver / 1000, driver % 1000 / 10);
+    CUDA_CHECK(cudaSetDevice(0));
+    CUDA_CHECK(cudaGetDeviceProperties(&properties_, 0));
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    workspace_ = allocate(kWorkspace);
+  }
+  ~Native() override {
+    cudaStreamSynchronize(stream_);
+    cudaFree(workspace_);
+    cudaStreamDestroy(stream_);
+  }
+
+  std::string name() const override {
+    return fmt::format("{}, sm_{}{}, {} multiprocessors", properties_.name, properties_.major,
+                       properties_.minor, properties_.multiProcessorCount);
+  }
+  int64_t free_bytes() const override {
+    size_t free = 0, total = 0;
+    CUDA_CHECK(cudaMemGetInfo(&free, &total));
+    return static_cast<int64_t>(free);
+  }
+  int multiprocessors() const override { return properties_.multiProcessorCount; }
+  void* stream() const override { return stream_; }
+
+  void* allocate(int64_t bytes) override {
+    void* memory = nullptr;
+    if (cudaMalloc(&memory, bytes) != cudaSuccess) {
+      cudaGetLastError();  // this error is not sticky
+      fail(Kind::resource, "cuda: out of memory: {} bytes wanted, {} free", bytes, free_bytes());
+    }
+    return memory;
+  }
+  void release(void* memory) noexcept override { cudaFree(memory); }
+
+  void fill(void* to, uint8_t byte, int64_t bytes) override {
+    CUDA_CHECK(cudaMemsetAsync(to, byte, bytes, stream_));
+  }
+  void copy(void* to, const void* from, int64_t bytes) override {
+    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
+  }
+  void upload(void* to, const void* from, int64_t bytes) override {
+    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_));
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+  }
+  void download(void* to, const void* from, int64_t bytes) override {
+    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_));
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+  }
+  void synchronize() override { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
+
+  void gemm(const Gemm& g) override {
+    if (g.M == 0 || g.N == 0) return;
+    const Plan& plan = plan_for(g);
+    const float one = 1;
+    // The library is column-major: C^T = op(B)^T op(A)^T.
+    CUBLAS_CHECK(blas().matmul(blas().handle, plan.desc, &one, g.B, plan.a, g.A, plan.b, &g.beta,
+                               g.C, plan.c, g.C, plan.c, &plan.algorithm, workspace_, kWorkspace,
+                               stream_));
+  }
+
+ private:
+  CublasLt& blas() {
+    if (!blas_) blas_.emplace();
+    return *blas_;
+  }
+
+  const Plan& plan_for(const Gemm& g) {
+    const Key key{g.transpose_a, g.transpose_b, g.M, g.N, g.K, g.lda, g.ldb, g.ldc, g.in, g.out};
+    if (const auto it = plans_.find(key); it != plans_.end()) return it->second;
+    return plans_[key] = make_plan(g);
+  }
+
+  cublasLtMatrixLayout_t layout(Dtype dtype, bool transposed, int64_t rows, int64_t columns,
+                                int64_t ld) {
+    cublasLtMatrixLayout_t made = nullptr;
+    if (transposed) std::swap(rows, columns);
+    CUBLAS_CHECK(blas().layout_create(&made, type_of(dtype), columns, rows, ld));
+    return made;
+  }
+
+  Plan make_plan(const Gemm& g) {
+    Plan plan;
+    CUBLAS_CHECK(blas().desc_create(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    const auto set_transpose = [&](cublasLtMatmulDescAttributes_t attribute, bool transposed) {
+      const cublasOperation_t operation = transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+      CUBLAS_CHECK(blas().desc_set(plan.desc, attribute, &operation, sizeof operation));
+    };
+    set_transpose(CUBLASLT_MATMUL_DESC_TRANSA, g.transpose_b);
+    set_transpose(CUBLASLT_MATMUL_DESC_TRANSB, g.transpose_a);
+    plan.a = layout(g.in, g.transpose_b, g.K, g.N, g.ldb);
+    plan.b = layout(g.in, g.transpose_a, g.M, g.K, g.lda);
+    plan.c = layout(g.out, false, g.M, g.N, g.ldc);
+    cublasLtMatmulPreference_t preference = nullptr;
+    CUBLAS_CHECK(blas().preference_create(&preference));
+    const size_t workspace = kWorkspace;
+    CUBLAS_CHECK(blas().preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                       &workspace, sizeof workspace));
+    cublasLtMatmulHeuristicResult_t best{};
+    int found = 0;
+    CUBLAS_CHECK(blas().heuristic(blas().handle, plan.desc, plan.a, plan.b, plan.c, plan.c,
+                                  preference, 1, &best, &found));
+    blas().preference_destroy(preference);
+    if (found == 0)
+      fail(Kind::resource, "cublasLt: no algorithm for [{}, {}] x [{}, {}]", g.M, g.K, g.K, g.N);
+    plan.algorithm = best.algo;
+    return plan;
+  }
+
+  cudaDeviceProp properties_{};
+  cudaStream_t stream_ = nullptr;
+  void* workspace_ = nullptr;
+  std::optional<CublasLt> blas_;
+  std::map<Key, Plan> plans_;
+};
+
+}  // namespace
+
+std::unique_ptr<Runtime> open_runtime() { return std::make_unique<Native>(); }
+
+void launch_failed(const char* what, const char* file, int line) {
+  fail(Kind::resource, "cuda: launch at {}:{}: {}", file, line, what);
+}
+
+}  // namespace sft::cuda
