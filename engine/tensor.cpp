@@ -69,6 +69,10 @@ std::string text(const Shape& shape) {
   return out + "]";
 }
 
+void Tensor::wrong_type(Dtype wanted) const {
+  fail(Kind::internal, "tensor {} holds {}, not {}", shape, sft::name(dtype), sft::name(wanted));
+}
+
 Tensor Tensor::columns(int64_t first, int64_t width) const {
   CHECK(shape.rank() == 2 && first >= 0 && first + width <= shape[1],
         "columns [{}, {}) of a tensor {}", first, first + width, shape);

@@ -79,6 +79,15 @@ cuda::Runtime& shared_gpu() {
   return *gpu;
 }
 
+std::string no_gpu() {
+  try {
+    shared_gpu();
+  } catch (const Error& error) {
+    return error.message;
+  }
+  return "";
+}
+
 OpRun::OpRun(bool poison, uint64_t seed, uint32_t update, Where where)
     : host(int64_t{1} << 36),
       acts(capacity(where), poison, gpu(where)),

@@ -112,6 +112,7 @@ struct Where {
 };
 // The device that Device::cuda means in this process; fails where there is none.
 cuda::Runtime& shared_gpu();
+std::string no_gpu();  // why there is none; empty if there is
 
 // Inputs of a case in an arena, as variables; outputs of one run and the gradients for random dy.
 class OpRun {

@@ -31,6 +31,7 @@ TEST_CASE("ops: every spec, every case") {
 }
 
 TEST_CASE("ops on cuda: every spec, every case, in f32 and bf16") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
   for (const OpSpec& spec : op_specs()) {
     if (!spec.cuda) continue;
     SUBCASE(spec.name.c_str()) {

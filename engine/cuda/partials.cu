@@ -20,8 +20,8 @@ __global__ void sum_partials_kernel(const float* partial, int64_t count, int64_t
 
 void sum_partials(Context& ctx, const float* partial, int64_t count, int64_t stride, int64_t width,
                   Grad to) {
-  launch(sum_partials_kernel, dim3(ceil_div(width, kThreads)), dim3(kThreads), 0,
-         ctx.gpu->stream(), partial, count, stride, width, to.to.f32(), to.add);
+  launch(sum_partials_kernel, dim3(ceil_div(width, kThreads)), dim3(kThreads), 0, ctx.gpu->stream(),
+         partial, count, stride, width, to.to.f32(), to.add);
 }
 
 }  // namespace sft::cuda
