@@ -12,7 +12,7 @@ esac
 
 packages="g++ meson ninja-build pkg-config libdnnl-dev libfmt-dev doctest-dev libsndfile1-dev
   libsoxr-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libxxhash-dev libkissfft-dev
-  libhwy-dev sctk"
+  libhwy-dev libboost-context-dev sctk"
 missing=$(for p in $packages; do dpkg -s "$p" >/dev/null 2>&1 || echo "$p"; done)
 if [ -n "$missing" ]; then
   sudo=$([ "$(id -u)" = 0 ] || echo sudo)
