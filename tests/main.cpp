@@ -1,6 +1,7 @@
 // All tests. `tests` alone runs everything; doctest's options (-tc=, -sc=, ...) choose.
 // Closes with "N passed, N failed, N skipped" (test cases).
 #include "engine/cpu/isa.h"
+#include "engine/cuda/emulator/counts.h"
 #include "tests/doctest.h"
 
 #include <fmt/format.h>
@@ -39,6 +40,14 @@ DOCTEST_REGISTER_EXCEPTION_TRANSLATOR(sft::Error& e) {
       fmt::format("sft::Error kind {}: {}", static_cast<int>(e.kind), e.message).c_str());
 }
 
+// What the emulator ran, if this program has it.
+void print_emulated() {
+  if (!sft::cuda::emulator::launches) return;
+  const sft::cuda::emulator::Counts counts = sft::cuda::emulator::launches();
+  fmt::print("emulated: {} launches of {} kernels, {} threads\n", counts.launches, counts.kernels,
+             counts.threads);
+}
+
 }  // namespace
 
 namespace sft::test {
@@ -52,6 +61,7 @@ int main(int argc, char** argv) {
   sft::cpu::choose_isa();
   doctest::Context context(argc, argv);
   const int result = context.run();
+  print_emulated();
   if (!closing.empty()) fmt::print("{}\n", closing);
   return result;
 }

@@ -8,14 +8,15 @@
 #include <cstring>
 #include <functional>
 #include <limits>
-#include <memory>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "engine/cuda/emulator/thread_order.h"
 #include "engine/cuda/runtime.h"
 #include "engine/rng.h"
 #include "tests/doctest.h"
+#include "tests/op_spec.h"
 
 namespace sft {
 namespace {
@@ -24,9 +25,13 @@ using cuda::emulator::set_thread_order;
 using cuda::emulator::ThreadOrder;
 using test::Bf16;
 
-cuda::Runtime& gpu() {
-  static const std::unique_ptr<cuda::Runtime> runtime = cuda::open_runtime();
-  return *runtime;
+cuda::Runtime& gpu() { return shared_gpu(); }
+
+// Skips the case where there is neither a device nor the emulator.
+bool skipped() {
+  const std::string why = no_gpu();
+  if (!why.empty()) test::skip(why);
+  return !why.empty();
 }
 
 template <class T>
@@ -97,6 +102,7 @@ std::vector<Bf16> random_bf16(int count, uint32_t site) {
 }  // namespace
 
 TEST_CASE("cuda kernels: sums and maxima of a warp and a block") {
+  if (skipped()) return;
   for (int threads : {32, 96, 1024}) {
     const int rows = 3, count = 777;
     const std::vector<float> x = random_floats(rows * count, 1);
@@ -115,6 +121,7 @@ TEST_CASE("cuda kernels: sums and maxima of a warp and a block") {
 }
 
 TEST_CASE("cuda kernels: shuffles and votes") {
+  if (skipped()) return;
   const auto out = result<uint32_t>(
       std::vector<uint32_t>(256), [](uint32_t* to) { test::launch_shuffles(gpu().stream(), to); });
   for (uint32_t l = 0; l < 32; ++l) {
@@ -130,6 +137,7 @@ TEST_CASE("cuda kernels: shuffles and votes") {
 }
 
 TEST_CASE("cuda kernels: votes of a block") {
+  if (skipped()) return;
   for (int holding : {0, 5, 50}) {
     const int threads = 50;
     std::vector<int> x(threads);
@@ -147,6 +155,7 @@ TEST_CASE("cuda kernels: votes of a block") {
 }
 
 TEST_CASE("cuda kernels: atomics in shared and global memory") {
+  if (skipped()) return;
   const int count = 1000, bins = 7;
   Draws draws(1, 0, 0, 0);
   std::vector<int> values(count), wanted(bins);
@@ -164,6 +173,7 @@ TEST_CASE("cuda kernels: atomics in shared and global memory") {
 }
 
 TEST_CASE("cuda kernels: vectors of 8 elements, and the rounding of bf16") {
+  if (skipped()) return;
   const std::vector<float> x = random_floats(1000, 2);
   Buffer<float> from(x);
   const auto y = result<float>(
@@ -184,6 +194,7 @@ TEST_CASE("cuda kernels: vectors of 8 elements, and the rounding of bf16") {
 }
 
 TEST_CASE("cuda kernels: a pipeline of cp.async, ldmatrix and mma") {
+  if (skipped()) return;
   struct Size {
     int M, N, K;
   };
@@ -214,6 +225,7 @@ TEST_CASE("cuda kernels: a pipeline of cp.async, ldmatrix and mma") {
 }
 
 TEST_CASE("cuda kernels: named barriers between warps") {
+  if (skipped()) return;
   const std::vector<float> x = random_floats(32 * 9, 6);
   Buffer<float> from(x);
   const auto y = result<float>(std::vector<float>(x.size()), [&](float* to) {
@@ -223,6 +235,7 @@ TEST_CASE("cuda kernels: named barriers between warps") {
 }
 
 TEST_CASE("cuda kernels: the random numbers of the CPU") {
+  if (skipped()) return;
   const uint64_t seed = 0x123456789ABCDEFu;
   const auto out = result<uint32_t>(std::vector<uint32_t>(300), [&](uint32_t* to) {
     test::launch_philox(gpu().stream(), seed, 5, 6, 7, 300, to);
