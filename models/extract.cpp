@@ -36,8 +36,10 @@ std::vector<int> parse_states(std::string_view text, int64_t layers) {
   return states;
 }
 
-Extractor::Extractor(const ModelFile& model, std::vector<int> states)
-    : states_(std::move(states)), encoder_(model.config) {
+Extractor::Extractor(const ModelFile& model, std::vector<int> states, bool once)
+    : states_(std::move(states)),
+      encoder_(model.config),
+      prepared_(once ? &none_ : &store_.prepared()) {
   store_.bind(param_requests(encoder_), model.tensors, model.path);
 }
 
@@ -49,7 +51,7 @@ void Extractor::assign(std::span<const int32_t> lengths) {
 
 HiddenStates Extractor::encode(bool dry, std::span<const std::span<const float>> waves) {
   acts_.rewind(0), scratch_.rewind(0);
-  Context ctx{.acts = acts_, .scratch = scratch_, .prepared = store_.prepared(), .dry = dry};
+  Context ctx{.acts = acts_, .scratch = scratch_, .prepared = *prepared_, .dry = dry};
   Tape tape(ctx, /*recording=*/false);
   const Tensor wave = pack_.wave(ctx);
   for (size_t b = 0; b < waves.size(); ++b) pack_.place(wave, static_cast<int>(b), waves[b]);

@@ -17,8 +17,10 @@ std::vector<int> parse_states(std::string_view text, int64_t layers);
 
 class Extractor {
  public:
-  // `model` must outlive this object; `states` as parse_states gives them.
-  Extractor(const ModelFile& model, std::vector<int> states);
+  // `model` must outlive this object; `states` as parse_states gives them. `once`: run() will be
+  // called once, so derived weights are made in scratch and not kept. At first use this is faster
+  // (no fresh memory of the size of the model), and it needs less of it.
+  Extractor(const ModelFile& model, std::vector<int> states, bool once = false);
 
   const std::vector<int>& states() const { return states_; }
   // Bytes that a batch of these lengths (samples) takes, our copies of weights included: a dry run.
@@ -37,6 +39,8 @@ class Extractor {
   std::vector<int> states_;
   Encoder encoder_;
   ParamStore store_;
+  Prepared none_;       // knows no parameters: keeps nothing
+  Prepared* prepared_;  // one of the two
   Arena acts_, scratch_;
   WavePack pack_;
   std::vector<int32_t> lengths_, utterances_;

@@ -327,8 +327,8 @@ void extract(Cli& cli, const Arguments& arguments) {
   cli.say("{}", loaded_text(model, id));
   for (const std::string& remark : model.remarks) cli.say("{}", remark);
 
-  Extractor extractor(model, states);
   const std::vector<Batch> batches = plan(inputs.rows, model.config);
+  Extractor extractor(model, states, batches.size() == 1);
   const MemoryPlan memory = plan_memory(extractor, model, inputs.rows, batches);
   cli.say("memory: {:.2f} GiB for the model's file, {:.2f} GiB for a batch", gib(memory.weights),
           gib(memory.batch));
