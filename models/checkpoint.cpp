@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <set>
 
 #include "engine/formats/gguf.h"
@@ -230,6 +231,25 @@ bool is_backbone(std::string_view name) {
 
 namespace {
 
+constexpr int64_t kPiece = 1 << 16;  // elements read or converted at a time; whole blocks of q8_0
+
+// f(first, values): all values as f32, piece by piece from element `first`; f32 itself is one.
+template <class F>
+void for_pieces(Dtype dtype, std::span<const std::byte> bytes, int64_t count, F&& f) {
+  if (dtype == Dtype::f32)
+    return f(int64_t{0}, std::span(reinterpret_cast<const float*>(bytes.data()), count));
+  std::vector<float> values(static_cast<size_t>(std::min(count, kPiece)));
+  for (int64_t first = 0; first < count; first += kPiece) {
+    const std::span piece(values.data(), std::min(kPiece, count - first));
+    to_f32(dtype, bytes.data() + bytes_of(dtype, first), piece.data(), std::ssize(piece));
+    f(first, std::span<const float>(piece));
+  }
+}
+
+std::span<const std::byte> stored(const Tensor& tensor) {
+  return {static_cast<const std::byte*>(tensor.data), static_cast<size_t>(tensor.bytes())};
+}
+
 // Feeds a model's id: name, shape, then the values as f32.
 class IdHash {
  public:
@@ -238,19 +258,15 @@ class IdHash {
     hash_.update(std::as_bytes(shape.dims()));
   }
   void values(Dtype dtype, std::span<const std::byte> bytes, int64_t count) {
-    if (dtype == Dtype::f32) return hash_.update(bytes);
-    values_.resize(static_cast<size_t>(count));
-    to_f32(dtype, bytes.data(), values_.data(), count);
-    hash_.update(std::as_bytes(std::span(values_)));
+    for_pieces(dtype, bytes, count, [&](int64_t, std::span<const float> values) {
+      hash_.update(std::as_bytes(values));
+    });
   }
   std::string digest() const { return hash_.digest(); }
 
  private:
   Xxh3 hash_;
-  std::vector<float> values_;
 };
-
-constexpr int64_t kPiece = 1 << 16;  // elements read at a time; whole blocks of q8_0
 
 }  // namespace
 
@@ -259,9 +275,7 @@ std::string model_id(const TensorMap& tensors) {
   for (const auto& [name, tensor] : tensors.tensors) {  // in name order
     if (!is_backbone(name)) continue;
     hash.tensor(name, tensor.shape);
-    hash.values(tensor.dtype,
-                {static_cast<const std::byte*>(tensor.data), static_cast<size_t>(tensor.bytes())},
-                tensor.count());
+    hash.values(tensor.dtype, stored(tensor), tensor.count());
   }
   return hash.digest();
 }
@@ -370,39 +384,63 @@ std::vector<std::string> save_model(const std::string& path, std::string_view fo
 namespace {
 
 // Position of the first that is not finite; count where all are.
-int64_t first_not_finite(const float* values, int64_t count) {
-  constexpr int64_t kBlock = 4096;
+int64_t first_not_finite(std::span<const float> values) {
+  constexpr size_t kBlock = 4096;
   constexpr uint32_t kExponent = 0x7f800000;  // all of it set: infinite, or no number
-  for (int64_t begin = 0; begin < count; begin += kBlock) {
-    const int64_t end = std::min(count, begin + kBlock);
-    bool bad = false;
-    for (int64_t i = begin; i < end; ++i)
-      bad |= (std::bit_cast<uint32_t>(values[i]) & kExponent) == kExponent;
-    for (int64_t i = begin; bad && i < end; ++i)
-      if (!std::isfinite(values[i])) return i;
+  for (size_t begin = 0; begin < values.size(); begin += kBlock) {
+    const auto block = values.subspan(begin, std::min(kBlock, values.size() - begin));
+    uint32_t bad = 0;
+    for (float value : block) bad |= (std::bit_cast<uint32_t>(value) & kExponent) == kExponent;
+    if (!bad) continue;
+    const auto at =
+        std::find_if_not(block.begin(), block.end(), [](float x) { return std::isfinite(x); });
+    return static_cast<int64_t>(begin) + (at - block.begin());
   }
-  return count;
+  return std::ssize(values);
 }
 
-void check_finite(const ModelFile& model, std::string_view name, const Tensor& tensor) {
-  std::vector<float> converted;
-  const float* values = static_cast<const float*>(tensor.data);
-  if (tensor.dtype != Dtype::f32) {
-    converted.resize(static_cast<size_t>(tensor.count()));
-    to_f32(tensor.dtype, static_cast<const std::byte*>(tensor.data), converted.data(),
-           tensor.count());
-    values = converted.data();
+struct NotFinite {
+  std::string_view tensor;
+  int64_t element;
+  float value;
+};
+
+std::optional<NotFinite> find_not_finite(const TensorMap& tensors) {
+  std::optional<NotFinite> found;
+  for (const auto& [name, tensor] : tensors.tensors) {
+    for_pieces(tensor.dtype, stored(tensor), tensor.count(),
+               [&](int64_t first, std::span<const float> values) {
+                 if (found) return;
+                 const int64_t at = first_not_finite(values);
+                 if (at < std::ssize(values)) found = {name, first + at, values[at]};
+               });
+    if (found) break;
   }
-  const int64_t at = first_not_finite(values, tensor.count());
-  if (at < tensor.count())
+  return found;
+}
+
+void fail_if(const std::optional<NotFinite>& bad, const ModelFile& model) {
+  if (bad)
     fail(Kind::input, "{}: tensor {}: element {} is {} (expected finite numbers)",
-         printable(model.path), name, at, values[at]);
+         printable(model.path), bad->tensor, bad->element, bad->value);
 }
 
 }  // namespace
 
-void check_finite(const ModelFile& model) {
-  for (const auto& [name, tensor] : model.tensors.tensors) check_finite(model, name, tensor);
+void check_finite(const ModelFile& model) { fail_if(find_not_finite(model.tensors), model); }
+
+std::string checked_id(const ModelFile& model) {
+  std::string id;
+  std::optional<NotFinite> bad;
+#pragma omp parallel sections
+  {
+#pragma omp section
+    id = model_id(model.tensors);
+#pragma omp section
+    bad = find_not_finite(model.tensors);
+  }
+  fail_if(bad, model);
+  return id;
 }
 
 }  // namespace sft

@@ -114,5 +114,7 @@ std::vector<std::string> save_model(const std::string& path, std::string_view fo
 
 // Throws Kind::input naming the first tensor with a value that is not finite.
 void check_finite(const ModelFile& model);
+// The same and model_id, side by side: both are one pass over the file.
+std::string checked_id(const ModelFile& model);
 
 }  // namespace sft

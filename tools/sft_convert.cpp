@@ -82,9 +82,8 @@ struct Conversion {
     const Existing existing = force ? Existing::replace : Existing::refuse;
     check_model_destination(out, to, existing);
     const ModelFile model = open_model(in);
-    const std::string id = model_id(model.tensors);
+    const std::string id = checked_id(model);
     std::vector<std::string> remarks = model.remarks;
-    check_finite(model);
     for (std::string& lost : save_model(out, to, model.config, model.tensors, existing))
       remarks.push_back(std::move(lost));
     const ModelFile written = open_model(out);

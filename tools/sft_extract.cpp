@@ -305,12 +305,11 @@ struct Arguments {
     if (output.empty()) fail(Kind::usage, "missing -o (expected a folder)");
   }
 
-  Output make_output(const std::vector<int>& states, const std::string& id) const {
+  Output make_output(const std::vector<int>& states) const {
     Output out;
     out.folder = output, out.format = format;
     out.existing = force ? Existing::replace : Existing::refuse;
     for (int state : states) out.names.push_back(fmt::format("hidden.{}", state));
-    out.metadata.set("sft.model.id", id);
     return out;
   }
 };
@@ -319,11 +318,11 @@ void extract(Cli& cli, const Arguments& arguments) {
   const ModelFile model = open_model(arguments.model);
   const std::vector<int> states = parse_states(arguments.states, model.config.layers);
   const Inputs inputs = collect(arguments.audio, model.config.receptive());
-  const std::string id = model_id(model.tensors);
-  const Output output = arguments.make_output(states, id);
+  Output output = arguments.make_output(states);
   for (const Utterance& row : inputs.rows.rows)
     for (const std::string& path : output.paths(row.id)) check_destination(path, output.existing);
-  check_finite(model);
+  const std::string id = checked_id(model);
+  output.metadata.set("sft.model.id", id);
   cli.say("{}", loaded_text(model, id));
   for (const std::string& remark : model.remarks) cli.say("{}", remark);
 

@@ -291,13 +291,13 @@ ProbeReport probe(const ProbeJob& job) {
   ProbeSettings settings = settings_of(job);
   const ModelFile model = open_model(job.model);
   for (const std::string& remark : model.remarks) job.say(remark);
-  check_finite(model);
+  const std::string id = checked_id(model);
   StateOptions options;
   options.states = parse_states(c.probe.states, model.config.layers);
   options.pooled = !settings.ctc();
   Data data = read_data(job, model.config, settings);
   ProbeReport report = describe(job, settings, data);
-  report.model_id = model_id(model.tensors);
+  report.model_id = id;
   report.states = options.states;
   report.cache_bytes = cache_bytes(model.config, data.samples(), options);
   check_memory(job, model.config, report.cache_bytes, static_cast<int64_t>(options.states.size()));

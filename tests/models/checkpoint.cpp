@@ -193,6 +193,7 @@ TEST_CASE("checkpoint: a task head is asked for with its shapes") {
 TEST_CASE("checkpoint: values that are not finite are found") {
   const ModelFile model = open_golden("hubert-group");
   check_finite(model);
+  EXPECT(checked_id(model) == model_id(model.tensors));
   for (float bad : {NAN, INFINITY, -INFINITY}) {
     ModelFile broken = model;
     std::vector<float> values(96 * 32, 1.0f);
@@ -203,6 +204,7 @@ TEST_CASE("checkpoint: values that are not finite are found") {
     EXPECT(e.message == fmt::format("{}: tensor enc.2.ffn.up.weight: element 2000 is {} (expected "
                                     "finite numbers)",
                                     model.path, bad));
+    EXPECT(error_of([&] { checked_id(broken); }).message == e.message);
   }
 }
 
