@@ -171,7 +171,7 @@ class ModelBench {
     if (features_) return Var{features_};
     const Tensor wave = pack_.wave(ctx_);
     for (size_t b = 0; !ctx_.dry && b < waves_.size(); ++b)
-      pack_.place(wave, static_cast<int>(b), waves_[b]);
+      pack_.place(ctx_, wave, static_cast<int>(b), waves_[b]);
     return model_.encoder.features(tape_, wave, pack_);
   }
 

@@ -81,11 +81,11 @@ void ParamStore::write_parts(const ParamRequest& request, const TensorMap& sourc
   write(host.data(), value);
 }
 
-void ParamStore::read(Tensor tensor, float* to) const {
-  if (gpu_)
-    gpu_->download(to, tensor.data, tensor.bytes());
-  else
-    std::memcpy(to, tensor.data, tensor.bytes());
+Tensor ParamStore::on_host(Tensor tensor, Arena& host) const {
+  if (!gpu_) return tensor;
+  const Tensor copy(host.take(tensor.bytes()), tensor.shape);
+  gpu_->download(copy.data, tensor.data, tensor.bytes());
+  return copy;
 }
 
 void ParamStore::write(const float* from, Tensor tensor) {

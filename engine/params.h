@@ -62,8 +62,8 @@ struct ParamRequest {
 
 class ParamStore {
  public:
-  // gpu: everything lies in its memory; named tensors are for device code, read() and write() for
-  // the host.
+  // gpu: everything lies in its memory; named tensors are for device code, on_host() and write()
+  // for the host.
   explicit ParamStore(cuda::Runtime* gpu = nullptr) : gpu_(gpu), prepared_(gpu) {}
 
   struct Named {
@@ -91,9 +91,10 @@ class ParamStore {
   std::vector<Range>& ranges() { return ranges_; }
   const std::vector<Range>& ranges() const { return ranges_; }
 
-  // Between host memory and a tensor of this store, whole.
-  void read(Tensor tensor, float* to) const;
-  void write(const float* from, Tensor tensor);
+  cuda::Runtime* gpu() const { return gpu_; }
+  // A tensor of this store where the host can read it: itself, or a copy in `host`.
+  Tensor on_host(Tensor tensor, Arena& host) const;
+  void write(const float* from, Tensor tensor);  // the whole tensor, from host memory
 
   Tensor master() const { return master_; }    // [N]
   Tensor grad() const { return grad_; }        // [N]

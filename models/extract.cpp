@@ -4,6 +4,8 @@
 #include <charconv>
 #include <numeric>
 
+#include "engine/transfer.h"
+
 namespace sft {
 namespace {
 
@@ -36,10 +38,13 @@ std::vector<int> parse_states(std::string_view text, int64_t layers) {
   return states;
 }
 
-Extractor::Extractor(const ModelFile& model, std::vector<int> states, bool once)
+Extractor::Extractor(const ModelFile& model, std::vector<int> states, const ExtractOptions& options)
     : states_(std::move(states)),
       encoder_(model.config),
-      prepared_(once ? &none_ : &store_.prepared()) {
+      options_(options),
+      store_(options.gpu),
+      prepared_(options.once ? &none_ : &store_.prepared()),
+      memory_(options.gpu) {
   store_.bind(param_requests(encoder_), model.tensors, model.path);
 }
 
@@ -49,36 +54,48 @@ void Extractor::assign(std::span<const int32_t> lengths) {
   pack_.assign(encoder_.config, lengths, utterances_);
 }
 
-HiddenStates Extractor::encode(bool dry, std::span<const std::span<const float>> waves) {
-  acts_.rewind(0), scratch_.rewind(0);
-  Context ctx{.acts = acts_, .scratch = scratch_, .prepared = *prepared_, .dry = dry};
+void Extractor::encode(bool dry, std::span<const std::span<const float>> waves) {
+  Context ctx = memory_.context(*prepared_, options_.compute, dry);
   Tape tape(ctx, /*recording=*/false);
   const Tensor wave = pack_.wave(ctx);
-  for (size_t b = 0; b < waves.size(); ++b) pack_.place(wave, static_cast<int>(b), waves[b]);
+  for (size_t b = 0; b < waves.size(); ++b) pack_.place(ctx, wave, static_cast<int>(b), waves[b]);
   EncodeOptions options;
   for (int state : states_)  // state 64 can only be the last, which is always kept
     if (state < 64) options.keep |= uint64_t{1} << state;
   const Var frames = encoder_.features(tape, wave, pack_);
-  return encoder_.encode(tape, frames, pack_.frames(), options);
+  const HiddenStates hidden = encoder_.encode(tape, frames, pack_.frames(), options);
+  if (!dry) keep(ctx, hidden);
+}
+
+// The states as f32 in host memory: where they are, or copied from the device.
+void Extractor::keep(const Context& ctx, const HiddenStates& hidden) {
+  host_.rewind(0);
+  kept_.clear();
+  for (int state : states_) kept_.push_back(on_host(ctx, hidden.states[state], host_));
 }
 
 int64_t Extractor::bytes(std::span<const int32_t> lengths) {
   assign(lengths);
-  acts_.forget_peak(), scratch_.forget_peak();
+  memory_.forget_peak();
   encode(true, {});
-  return acts_.peak() + scratch_.peak() + store_.bytes();
+  return memory_.peak() + store_.bytes();
 }
 
 void Extractor::run(std::span<const std::span<const float>> waves) {
   lengths_.clear();
   for (const auto& wave : waves) lengths_.push_back(static_cast<int32_t>(wave.size()));
   assign(lengths_);
-  hidden_ = encode(false, waves);
+  if (options_.gpu) {
+    memory_.forget_peak();
+    encode(true, {});
+    memory_.commit();
+  }
+  encode(false, waves);
 }
 
 Tensor Extractor::state(size_t i, int b) const {
   const Segments segments = pack_.frames();
-  return hidden_.states[states_[i]].value.slice(segments.starts[b], segments.length(b));
+  return kept_[i].slice(segments.starts[b], segments.length(b));
 }
 
 }  // namespace sft

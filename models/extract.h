@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/step_memory.h"
 #include "models/checkpoint.h"
 #include "models/encoder.h"
 
@@ -15,12 +16,18 @@ namespace sft {
 // "all", "last", or numbers ("0,6,12"): which of the states 0..layers, in order. Kind::usage.
 std::vector<int> parse_states(std::string_view text, int64_t layers);
 
+struct ExtractOptions {
+  // run() will be called once, so derived weights are made in scratch and not kept. At first use
+  // this is faster (no fresh memory of the size of the model), and it needs less of it.
+  bool once = false;
+  cuda::Runtime* gpu = nullptr;  // null: on the CPU
+  Dtype compute = Dtype::f32;    // or, on a device, bf16
+};
+
 class Extractor {
  public:
-  // `model` must outlive this object; `states` as parse_states gives them. `once`: run() will be
-  // called once, so derived weights are made in scratch and not kept. At first use this is faster
-  // (no fresh memory of the size of the model), and it needs less of it.
-  Extractor(const ModelFile& model, std::vector<int> states, bool once = false);
+  // `model` must outlive this object; `states` as parse_states gives them.
+  Extractor(const ModelFile& model, std::vector<int> states, const ExtractOptions& options = {});
 
   const std::vector<int>& states() const { return states_; }
   // Bytes that a batch of these lengths (samples) takes, our copies of weights included: a dry run.
@@ -29,22 +36,25 @@ class Extractor {
   // Computes the states of a batch; each wave has at least config.receptive() samples.
   void run(std::span<const std::span<const float>> waves);
   int32_t frames(int b) const { return pack_.frames().length(b); }
-  // Of utterance b, the i-th of states(): [frames(b), C], good until the next run.
+  // Of utterance b, the i-th of states(): [frames(b), C] f32 on the host, good until the next run.
   Tensor state(size_t i, int b) const;
 
  private:
-  HiddenStates encode(bool dry, std::span<const std::span<const float>> waves);
+  void encode(bool dry, std::span<const std::span<const float>> waves);
+  void keep(const Context& ctx, const HiddenStates& hidden);
   void assign(std::span<const int32_t> lengths);
 
   std::vector<int> states_;
   Encoder encoder_;
+  ExtractOptions options_;
   ParamStore store_;
   Prepared none_;       // knows no parameters: keeps nothing
   Prepared* prepared_;  // one of the two
-  Arena acts_, scratch_;
+  StepMemory memory_;
+  Arena host_;
   WavePack pack_;
   std::vector<int32_t> lengths_, utterances_;
-  HiddenStates hidden_;
+  std::vector<Tensor> kept_;  // as states()
 };
 
 }  // namespace sft

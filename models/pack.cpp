@@ -1,7 +1,6 @@
 #include "models/pack.h"
 
-#include <algorithm>
-#include <cstring>
+#include "engine/transfer.h"
 
 namespace sft {
 
@@ -27,15 +26,15 @@ void WavePack::assign(const Config& config, std::span<const int32_t> lengths,
 
 Tensor WavePack::wave(Context& ctx) const {
   const Tensor wave = ctx.activation({samples().rows()});
-  if (!ctx.dry) std::memset(wave.data, 0, wave.bytes());
+  zero(ctx, wave);
   return wave;
 }
 
-void WavePack::place(Tensor wave, int b, std::span<const float> values) const {
+void WavePack::place(const Context& ctx, Tensor wave, int b, std::span<const float> values) const {
   const Slots slots = samples();
   CHECK(static_cast<int64_t>(values.size()) == slots.valid[b],
         "pack: utterance {} has {} samples, expected {}", b, values.size(), slots.valid[b]);
-  std::copy(values.begin(), values.end(), wave.f32() + slots.starts[b]);
+  write(ctx, values.data(), wave.slice(slots.starts[b], slots.valid[b]));
 }
 
 }  // namespace sft

@@ -29,7 +29,7 @@ class WavePack {
   // Room for all slots, zeroed.
   Tensor wave(Context& ctx) const;
   // Copies the samples of utterance b to their place.
-  void place(Tensor wave, int b, std::span<const float> samples) const;
+  void place(const Context& ctx, Tensor wave, int b, std::span<const float> samples) const;
 
  private:
   std::vector<SlotList> stages_;

@@ -8,6 +8,7 @@
 
 #include "engine/audio/decode.h"
 #include "engine/cpu/isa.h"
+#include "engine/device.h"
 #include "engine/formats/npy.h"
 #include "engine/formats/safetensors.h"
 #include "engine/io/directory.h"
@@ -24,7 +25,8 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-constexpr int64_t kBatchFrames = 1500;  // half a minute: larger ones are no faster on a CPU
+// Half a minute: larger ones are no faster on a CPU. Three times 33 tiles of 128 rows for a GPU.
+int64_t batch_frames(const cuda::Runtime* gpu) { return gpu ? 3 * 4224 : 1500; }
 constexpr int kDecodeThreads = 2;
 
 // ---- what to extract
@@ -112,17 +114,17 @@ int32_t samples_of(const Utterance& row, const Config& config) {
 }
 
 // Neighbours in length, the longest first: what needs most memory fails first.
-std::vector<Batch> plan(const Manifest& rows, const Config& config) {
+std::vector<Batch> plan(const Manifest& rows, const Config& config, int64_t most) {
   Batch order(rows.rows.size());
   std::iota(order.begin(), order.end(), 0u);
   std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
     return rows.rows[a].seconds > rows.rows[b].seconds;
   });
   std::vector<Batch> batches;
-  int64_t frames = kBatchFrames;
+  int64_t frames = most;
   for (uint32_t row : order) {
     const int64_t more = config.frames(samples_of(rows.rows[row], config));
-    if (frames + more > kBatchFrames) {
+    if (frames + more > most) {
       batches.emplace_back();
       frames = 0;
     }
@@ -145,7 +147,7 @@ struct MemoryPlan {
 };
 
 MemoryPlan plan_memory(Extractor& extractor, const ModelFile& model, const Manifest& rows,
-                       const std::vector<Batch>& batches) {
+                       const std::vector<Batch>& batches, const cuda::Runtime* gpu) {
   MemoryPlan plan{.weights = weight_bytes(model)};
   int64_t most = 0;
   for (const Batch& batch : batches) {
@@ -156,8 +158,10 @@ MemoryPlan plan_memory(Extractor& extractor, const ModelFile& model, const Manif
     most = samples;
     plan.batch = std::max(plan.batch, extractor.bytes(lengths));
   }
-  const int64_t needed = plan.weights + plan.batch + 2 * most * int64_t{sizeof(float)};
-  if (const int64_t available = available_memory(); needed > available)
+  const int64_t host = plan.weights + 2 * most * int64_t{sizeof(float)};
+  const int64_t needed = gpu ? plan.batch : host + plan.batch;
+  const int64_t available = gpu ? gpu->free_bytes() : available_memory();
+  if (needed > available)
     fail(Kind::resource, Hint{"cut long files: a manifest with the columns start and end"},
          "{:.1f} s of audio at once need {:.1f} GiB of memory, {:.1f} GiB are available",
          static_cast<double>(most) / kSampleRate, gib(needed), gib(available));
@@ -287,7 +291,8 @@ void print(const Report& r, const std::string& id, bool json) {
 }
 
 struct Arguments {
-  std::string model, states = "last", format = "safetensors", output;
+  std::string model, states = "last", format = "safetensors", output, device = "cpu";
+  std::string math = "exact";
   std::vector<std::string> audio;
   bool force = false;
 
@@ -300,8 +305,13 @@ struct Arguments {
     cli.option("--states", states, "all, last, or numbers: 0,6,12");
     cli.choice("--format", format, {"safetensors", "npy"}, "of the output");
     cli.option("-o,--output", output, "folder for STEM.safetensors, or STEM/hidden.N.npy");
+    cli.choice("--device", device, {"cpu", "cuda"}, "where to compute");
+    cli.choice("--math", math, {"exact", "bf16"}, "exact is f32; on cuda the default is bf16");
     cli.flag("--force", force, "replace files that are there");
     cli.parse();
+    if (device == "cuda" && !cli.given("--math")) math = "bf16";
+    if (device == "cpu" && math == "bf16")
+      fail(Kind::usage, Hint{"--device cuda, or leave --math out"}, "--math bf16 needs a device");
     if (output.empty()) fail(Kind::usage, "missing -o (expected a folder)");
   }
 
@@ -315,6 +325,7 @@ struct Arguments {
 };
 
 void extract(Cli& cli, const Arguments& arguments) {
+  const std::unique_ptr<cuda::Runtime> gpu = open_device(arguments.device);
   const ModelFile model = open_model(arguments.model);
   const std::vector<int> states = parse_states(arguments.states, model.config.layers);
   const Inputs inputs = collect(arguments.audio, model.config.receptive());
@@ -326,9 +337,11 @@ void extract(Cli& cli, const Arguments& arguments) {
   cli.say("{}", loaded_text(model, id));
   for (const std::string& remark : model.remarks) cli.say("{}", remark);
 
-  const std::vector<Batch> batches = plan(inputs.rows, model.config);
-  Extractor extractor(model, states, batches.size() == 1);
-  const MemoryPlan memory = plan_memory(extractor, model, inputs.rows, batches);
+  const std::vector<Batch> batches = plan(inputs.rows, model.config, batch_frames(gpu.get()));
+  const Dtype compute = arguments.math == "bf16" ? Dtype::bf16 : Dtype::f32;
+  Extractor extractor(model, states,
+                      {.once = batches.size() == 1, .gpu = gpu.get(), .compute = compute});
+  const MemoryPlan memory = plan_memory(extractor, model, inputs.rows, batches, gpu.get());
   cli.say("memory: {:.2f} GiB for the model's file, {:.2f} GiB for a batch", gib(memory.weights),
           gib(memory.batch));
   Progress progress(cli);

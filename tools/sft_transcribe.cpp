@@ -38,7 +38,7 @@ class Recogniser {
     const int32_t utterance = 0;
     pack_.assign(config, {&length, 1}, {&utterance, 1});
     const Tensor wave = pack_.wave(ctx);
-    pack_.place(wave, 0, samples);
+    pack_.place(ctx, wave, 0, samples);
     const Var frames = model_.encoder.features(tape, wave, pack_);
     const Var last = model_.encoder.encode(tape, frames, pack_.frames(), {}).last();
     return read(model_.task.head(tape, last, pack_.frames()));

@@ -11,7 +11,7 @@
 namespace sft {
 
 struct TrainingOptions {
-  std::string model, output, config;
+  std::string model, output, config, device = "cpu", math = "exact";
   std::vector<std::string> settings;
   int64_t steps = 0;
   bool resume = false, dry_run = false, force = false, print_config = false;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "engine/device.h"
 #include "engine/memory.h"
 #include "models/initialise.h"
 #include "train/tasks/finetune.h"
@@ -76,7 +77,8 @@ TrainerReport finetune(const TrainJob& job) {
   FineTuneModel model{Encoder(config), {TaskHead(config.task, config.width)}};
   TensorMap tensors = without_task(base.tensors);
   initialise_missing(tensors, tensor_specs(model.task), static_cast<uint64_t>(c.run.seed));
-  ParamStore store;
+  const std::unique_ptr<cuda::Runtime> gpu = open_device(c.run.device);
+  ParamStore store(gpu.get());
   store.bind(param_requests(model), tensors, job.model,
              [&](std::string_view name) { return finetune_range(name, c.train.freeze); },
              {"head", "encoder"});

@@ -1,7 +1,8 @@
 #include "train/front_end.h"
 
 #include <algorithm>
-#include <cstring>
+
+#include "engine/transfer.h"
 
 namespace sft {
 
@@ -29,8 +30,7 @@ void FrontEnd::reserve_cache(int64_t budget) {
   const int64_t row_bytes = encoder_.config.conv_dims.back() * static_cast<int64_t>(sizeof(float));
   for (size_t row = 0; row < samples_.size(); ++row) {
     const int64_t bytes = encoder_.config.frames(samples_[row]) * row_bytes;
-    if (cache_.mark() + bytes <= budget)
-      cached_[row].frames = static_cast<float*>(cache_.take(bytes));
+    if (cache_.mark() + bytes <= budget) cached_[row].frames = cache_.take(bytes);
   }
 }
 
@@ -55,7 +55,7 @@ Var FrontEnd::convolve(Tape& t, const WavePack& pack, std::span<const uint32_t> 
       fail(Kind::input, "{}: has {} samples now, had {} when the data were checked",
            loader_.manifest().where(loader_.manifest().rows[rows[b]]), samples.size(),
            samples_[rows[b]]);
-    pack.place(wave, static_cast<int>(b), samples);
+    pack.place(t.ctx, wave, static_cast<int>(b), samples);
   }
   return encoder_.features(t, wave, pack);
 }
@@ -66,18 +66,18 @@ void FrontEnd::compute_alone(Context& ctx, uint32_t row, Tensor to) {
   alone_.assign(encoder_.config, {&length, 1}, {&utterance, 1});
   ScratchScope acts(ctx.acts);
   const Tensor frames = convolve(quiet(ctx), alone_, {&row, 1});
-  if (!ctx.dry) std::memcpy(to.data, frames.data, frames.bytes());
+  copy(ctx, frames, to);
 }
 
 void FrontEnd::copy_frames(Context& ctx, uint32_t row, Tensor to) {
   Cached& cached = cached_[row];
   if (cached.filled) {
-    std::memcpy(to.data, cached.frames, to.bytes());
+    write(ctx, cached.frames, to);
     return;
   }
   compute_alone(ctx, row, to);
   if (!cached.frames || ctx.dry) return;
-  std::memcpy(cached.frames, to.data, to.bytes());
+  read(ctx, to, cached.frames);
   cached.filled = true;
 }
 
@@ -90,7 +90,8 @@ Var FrontEnd::frames(Tape& t, std::span<const uint32_t> rows) {
   pack_.assign(encoder_.config, lengths_, utterances_);
   if (!frozen_) return convolve(t, pack_, rows);
   const Segments segments = pack_.frames();
-  const Tensor out = t.ctx.activation({segments.total(), encoder_.config.conv_dims.back()});
+  const Tensor out =
+      t.ctx.activation({segments.total(), encoder_.config.conv_dims.back()}, t.ctx.compute);
   for (size_t b = 0; b < rows.size(); ++b)
     copy_frames(t.ctx, rows[b],
                 out.slice(segments.starts[b], segments.length(static_cast<int>(b))));

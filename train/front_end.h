@@ -44,7 +44,7 @@ class FrontEnd {
   std::vector<int64_t> samples_;
   bool frozen_;
   struct Cached {
-    float* frames = nullptr;  // null: there is no room for this row
+    void* frames = nullptr;  // on the host, of the context's type; null: no room for this row
     bool filled = false;
   };
   Arena cache_;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "engine/cuda/runtime.h"
 #include "engine/memory.h"
 #include "models/encoder.h"
 #include "train/record.h"
@@ -113,7 +114,9 @@ TrainerReport train(const TrainJob& job, const std::string& base_id, const Confi
                     ParamStore& store, TensorMap pass_through, Objective& objective, RunDir& run) {
   Trainer trainer(job.config, model, store, std::move(pass_through), objective, run);
   say_ranges(job, store);
-  say_memory(job, trainer.plan_memory(available_memory() / 10 * 6));
+  const int64_t available = store.gpu() ? store.bytes() + store.gpu()->free_bytes() / 10 * 9
+                                        : available_memory() / 10 * 6;
+  say_memory(job, trainer.plan_memory(available));
   if (job.dry_run) {
     job.say("dry run: nothing is written");
     return {};

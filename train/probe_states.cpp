@@ -74,7 +74,7 @@ class StateComputer {
     pack_.assign(encoder_.config, lengths, std::vector<int32_t>(batch.size()));
     const Tensor wave = pack_.wave(ctx_);
     for (size_t b = 0; b < batch.size(); ++b) {
-      pack_.place(wave, static_cast<int>(b), loader_.get(batch[b]));
+      pack_.place(ctx_, wave, static_cast<int>(b), loader_.get(batch[b]));
       loader_.release(batch[b]);
     }
     return wave;

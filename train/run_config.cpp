@@ -320,8 +320,9 @@ RunConfig ConfigBuilder::finish() const {
   require(c.eval.every >= 1 && c.ckpt.keep >= 2 && c.ckpt.minutes > 0 && c.log.every >= 1,
           "eval.every, ckpt.keep (2 at least), ckpt.minutes or log.every is out of range");
   require(c.run.seed >= 0, "run.seed is negative");
-  require(c.run.math == "exact", "run.math: this build computes with --math exact only");
-  require(c.run.device == "cpu", "run.device: this build runs on the CPU only");
+  require(c.run.device == "cpu" || c.run.device == "cuda", "run.device is neither cpu nor cuda");
+  require(c.run.math == "exact" || (c.run.math == "bf16" && c.run.device == "cuda"),
+          "run.math is not exact (or, with run.device=cuda, bf16)");
   return c;
 }
 

@@ -7,7 +7,6 @@
 #include <chrono>
 #include <cmath>
 #include <csignal>
-#include <cstring>
 #include <fstream>
 
 #include "engine/formats/gguf.h"
@@ -64,13 +63,21 @@ Trainer::Trainer(const RunConfig& config, const Config& model, ParamStore& store
       plan_(make_plan(config, objective)),
       batches_(std::move(batches)),
       schedule_{config.sched.kind, config.train.steps, config.sched.warmup, config.sched.hold},
-      ctx_{.acts = acts_,
-           .scratch = scratch_,
-           .prepared = store.prepared(),
-           .rng = {static_cast<uint64_t>(config.run.seed), 0}},
-      tape_(ctx_) {
+      memory_(store.gpu()) {
   for (int64_t samples : objective.samples()) frames_.push_back(model.frames(samples));
   cut(0);
+}
+
+std::unique_ptr<Trainer::Step> Trainer::make_step(bool dry) {
+  const Dtype compute = config_.run.math == "bf16" ? Dtype::bf16 : Dtype::f32;
+  Context ctx = memory_.context(store_.prepared(), compute, dry);
+  ctx.rng.seed = static_cast<uint64_t>(config_.run.seed);
+  return std::unique_ptr<Step>(new Step{ctx});
+}
+
+Trainer::Step& Trainer::step() {
+  if (!real_) memory_.commit(), real_ = make_step(false);
+  return *real_;
 }
 
 // Which group is batch k of update u.
@@ -99,27 +106,21 @@ void Trainer::activate(int64_t u) {
 
 // Dry steps over all groups as they are cut now, and a dry evaluation.
 void Trainer::measure(MemoryPlan& plan) {
-  plan.activations = plan.scratch = 0;
-  const auto run = [&](auto&& step) {
-    acts_.rewind(0), scratch_.rewind(0);
-    acts_.forget_peak(), scratch_.forget_peak();
-    step();
-    plan.activations = std::max(plan.activations, acts_.peak());
-    plan.scratch = std::max(plan.scratch, scratch_.peak());
-  };
-  ctx_.dry = true;
+  memory_.forget_peak();
+  const std::unique_ptr<Step> dry = make_step(true);
+  auto& [ctx, tape] = *dry;
   for (size_t g = 0; g < groups().size(); ++g)
-    for (const Batch& piece : pieces_[g])
-      run([&] {
-        store_.forget_gradients();
-        objective_.begin_update(ctx_.rng, groups()[g]);
-        objective_.forward(tape_, piece);
-        tape_.backward();
-        tape_.clear();
-      });
-  run([&] { objective_.plan_evaluation(ctx_); });
-  run([] {});
-  ctx_.dry = false;
+    for (const Batch& piece : pieces_[g]) {
+      ctx.acts.rewind(0), ctx.scratch.rewind(0);
+      store_.forget_gradients();
+      objective_.begin_update(ctx.rng, groups()[g]);
+      objective_.forward(tape, piece);
+      tape.backward();
+      tape.clear();
+    }
+  ctx.acts.rewind(0), ctx.scratch.rewind(0);
+  objective_.plan_evaluation(ctx);
+  plan.activations = memory_.acts_peak(), plan.scratch = memory_.scratch_peak();
 }
 
 Trainer::MemoryPlan Trainer::plan_memory(int64_t available) {
@@ -134,16 +135,18 @@ Trainer::MemoryPlan Trainer::plan_memory(int64_t available) {
     samples = std::max(samples, sum(group, objective_.samples()));
   }
   const int64_t longest = *std::max_element(frames_.begin(), frames_.end());
-  MemoryPlan plan;
+  MemoryPlan plan{.on_device = store_.gpu() != nullptr};
   // The masters were touched when the store was bound, and are counted among the parameters.
-  plan.process = std::max<int64_t>(0, resident_bytes() - store_.master().bytes()) + kLibraries;
+  plan.process =
+      std::max<int64_t>(0, resident_bytes() - (plan.on_device ? 0 : store_.master().bytes())) +
+      kLibraries;
   activate(config_.train.steps - 1);
   cut(0);
   measure(plan);
   for (int64_t frames = largest / 2; frames >= longest / 2 && frames > 0; frames /= 2) {
     plan.parameters = store_.bytes();
     plan.data = objective_.held_bytes(samples);
-    if (plan.total() - plan.process <= available) break;
+    if (plan.needed() <= available) break;
     cut(frames);
     measure(plan);
   }
@@ -151,16 +154,17 @@ Trainer::MemoryPlan Trainer::plan_memory(int64_t available) {
   plan.data = objective_.held_bytes(samples);
   plan.micro_frames = micro_frames_;
   report_.planned_bytes = plan.total();
-  if (plan.total() - plan.process > available)
+  if (plan.needed() > available)
     fail(Kind::resource, Hint{"shorter utterances (data.max_seconds), or train.recompute=true"},
-         "the run needs {} MiB of memory, {} MiB are free", (plan.total() - plan.process) >> 20,
-         available >> 20);
+         "the run needs {} MiB of {}memory, {} MiB are free", plan.needed() >> 20,
+         plan.on_device ? "device " : "", available >> 20);
   return plan;
 }
 
 // Forward and backward of all micro-batches, then the update itself.
 Trainer::Outcome Trainer::update(int64_t u) {
-  ctx_.rng.update = static_cast<uint32_t>(u);
+  auto& [ctx, tape] = step();
+  ctx.rng.update = static_cast<uint32_t>(u);
   activate(u);
   store_.forget_gradients();
   all_.clear();
@@ -168,22 +172,22 @@ Trainer::Outcome Trainer::update(int64_t u) {
     const Batch& group = groups()[group_of(u, k)];
     all_.insert(all_.end(), group.begin(), group.end());
   }
-  objective_.begin_update(ctx_.rng, all_);
+  objective_.begin_update(ctx.rng, all_);
   prefetch(u + 1);
   Outcome outcome;
   for (int64_t k = 0; k < config_.train.accumulate; ++k)
     for (const Batch& piece : pieces_[group_of(u, k)]) {
-      acts_.rewind(0), scratch_.rewind(0);
-      objective_.forward(tape_, piece);
-      tape_.backward();
-      outcome.loss += objective_.loss();
-      tape_.clear();
+      ctx.acts.rewind(0), ctx.scratch.rewind(0);
+      objective_.forward(tape, piece);
+      tape.backward();
+      outcome.loss += objective_.loss(ctx);
+      tape.clear();
     }
   store_.zero_unwritten();
   gradients_.clear();
   for (size_t r = 0; r < store_.ranges().size(); ++r)
     if (trains(u, r)) gradients_.push_back(store_.part(store_.grad(), store_.ranges()[r]));
-  outcome.norm = std::sqrt(grad_norm(ctx_, gradients_));
+  outcome.norm = std::sqrt(grad_norm(ctx, gradients_));
   outcome.skipped = !std::isfinite(outcome.norm) || !std::isfinite(outcome.loss);
   if (!outcome.skipped) apply(u, outcome.norm);
   return outcome;
@@ -191,7 +195,7 @@ Trainer::Outcome Trainer::update(int64_t u) {
 
 void Trainer::apply(int64_t u, double norm) {
   const auto& o = config_.optim;
-  AdamStep step{.lr = static_cast<float>(o.lr * schedule_.factor(u)),
+  AdamStep next{.lr = static_cast<float>(o.lr * schedule_.factor(u)),
                 .beta1 = static_cast<float>(o.beta1),
                 .beta2 = static_cast<float>(o.beta2),
                 .eps = static_cast<float>(o.eps),
@@ -201,9 +205,9 @@ void Trainer::apply(int64_t u, double norm) {
   for (size_t r = 0; r < store_.ranges().size(); ++r) {
     ParamStore::Range& range = store_.ranges()[r];
     if (!trains(u, r) || range.count() == 0) continue;
-    step.step = ++range.steps;
-    adam(ctx_, store_.part(store_.master(), range), store_.part(store_.grad(), range),
-         store_.part(store_.moment1(), range), store_.part(store_.moment2(), range), step);
+    next.step = ++range.steps;
+    adam(step().ctx, store_.part(store_.master(), range), store_.part(store_.grad(), range),
+         store_.part(store_.moment1(), range), store_.part(store_.moment2(), range), next);
     store_.weights_changed(range);
   }
 }
@@ -213,8 +217,9 @@ int64_t Trainer::evaluation_interval() const {
 }
 
 void Trainer::evaluate(int64_t step) {
-  acts_.rewind(0), scratch_.rewind(0);
-  const Scores scores = objective_.evaluate(ctx_, run_.new_evaluation(step));
+  Context& ctx = this->step().ctx;
+  ctx.acts.rewind(0), ctx.scratch.rewind(0);
+  const Scores scores = objective_.evaluate(ctx, run_.new_evaluation(step));
   std::string fields;
   for (const auto& [name, value] : scores.values)
     fields += fmt::format(",\"dev.{}\":{:.6g}", name, value);
@@ -231,7 +236,9 @@ void Trainer::evaluate(int64_t step) {
 void Trainer::save(int64_t step) {
   run_.save_checkpoint(step, [&](const std::string& folder) {
     TensorMap tensors = pass_through_;
-    for (const ParamStore::Named& named : store_.named()) tensors.tensors[named.name] = named.value;
+    Arena host;
+    for (const ParamStore::Named& named : store_.named())
+      tensors.tensors[named.name] = store_.on_host(named.value, host);
     Config model = model_;
     model.provenance.set("sft.train.step", step);
     save_model(folder + "/model.gguf", "gguf", model, tensors);
@@ -247,8 +254,8 @@ void Trainer::save(int64_t step) {
     const Shape flat{store_.master().count()};
     TensorWriter writer = create_safetensors(folder + "/state.safetensors", state,
                                              {{"moment1", flat}, {"moment2", flat}});
-    writer.write("moment1", store_.moment1());
-    writer.write("moment2", store_.moment2());
+    writer.write("moment1", store_.on_host(store_.moment1(), host));
+    writer.write("moment2", store_.on_host(store_.moment2(), host));
     writer.finish();
   });
 }
@@ -283,7 +290,7 @@ bool Trainer::resume(const std::function<void(const std::string&)>& say) {
     const Tensor saved = model.tensors.find(named.name);
     if (!saved.data || saved.shape != named.value.shape)
       fail(Kind::input, "{}: tensor {} is not what this run trains", model.path, named.name);
-    if (named.range >= 0) std::memcpy(named.value.data, saved.data, saved.bytes());
+    if (named.range >= 0) store_.write(static_cast<const float*>(saved.data), named.value);
   }
   const TensorFile state = open_tensor_file(checkpoint->folder + "/state.safetensors");
   for (const auto& [name, flat] :
@@ -291,7 +298,9 @@ bool Trainer::resume(const std::function<void(const std::string&)>& say) {
     const TensorInfo& info = state.at(name);
     if (info.shape != flat.shape)
       fail(Kind::input, "{}: {} is {} (expected {})", state.path(), name, info.shape, flat.shape);
-    state.read_f32(info, {flat.f32(), static_cast<size_t>(flat.count())});
+    std::vector<float> values(flat.count());
+    state.read_f32(info, values);
+    store_.write(values.data(), flat);
   }
   const int64_t planned = report_.planned_bytes;
   report_ = report_of(state);
@@ -318,7 +327,7 @@ bool Trainer::resume(const std::function<void(const std::string&)>& say) {
 
 void Trainer::log_step(int64_t u, const Outcome& outcome) {
   std::string fields;
-  for (const auto& [name, value] : objective_.details())
+  for (const auto& [name, value] : objective_.details(step().ctx))
     fields += fmt::format(",\"{}\":{:.6g}", name, value);
   const auto number = [](double x) { return std::isfinite(x) ? fmt::format("{:.8g}", x) : "null"; };
   run_.metrics(fmt::format(

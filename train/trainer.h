@@ -11,7 +11,9 @@
 #include <utility>
 #include <vector>
 
+#include <memory>
 #include "autograd/tape.h"
+#include "engine/step_memory.h"
 #include "models/checkpoint.h"
 #include "train/batch_plan.h"
 #include "train/run_config.h"
@@ -41,9 +43,9 @@ class Objective {
   // Forward of one micro-batch: records it and marks its losses.
   virtual void forward(Tape& t, const Batch& batch) = 0;
   // Of the last forward: sum of weights times losses.
-  virtual double loss() const = 0;
+  virtual double loss(const Context& ctx) = 0;
   // Further fields of a log line, such as ("blank", 0.71).
-  virtual std::vector<std::pair<std::string, double>> details() const { return {}; }
+  virtual std::vector<std::pair<std::string, double>> details(const Context&) { return {}; }
   // Names of these utterances, for the log.
   virtual std::string names(const Batch& batch) const = 0;
   // On the dev split; writes what it decoded into `folder`.
@@ -85,7 +87,10 @@ class Trainer {
     int64_t activations = 0, scratch = 0;
     int64_t data = 0;          // cached features, decoded audio
     int64_t micro_frames = 0;  // frames of a micro-batch at most; 0: batches are not cut
+    bool on_device = false;    // parameters, activations and scratch are
     int64_t total() const { return process + parameters + activations + scratch + data; }
+    // Of what `available` counts: on a device, what lies there; else all but what is there already.
+    int64_t needed() const { return parameters + activations + scratch + (on_device ? 0 : data); }
   };
   // Cuts batches until they fit `available` bytes; Kind::resource if they still do not. Touches
   // nothing of the run.
@@ -102,6 +107,12 @@ class Trainer {
     double loss = 0, norm = 0;
     bool skipped = false;
   };
+  struct Step {
+    Context ctx;
+    Tape tape{ctx};
+  };
+  std::unique_ptr<Step> make_step(bool dry);
+  Step& step();
   const std::vector<Batch>& groups() const { return batches_.empty() ? plan_.groups() : batches_; }
   size_t group_of(int64_t u, int64_t k) const;
   void cut(int64_t micro_frames);
@@ -131,9 +142,8 @@ class Trainer {
   BatchPlan plan_;
   std::vector<Batch> batches_;
   Schedule schedule_;
-  Arena acts_, scratch_;
-  Context ctx_;
-  Tape tape_;
+  StepMemory memory_;
+  std::unique_ptr<Step> real_;   // where updates are computed; made for the first one
   std::vector<int64_t> frames_;  // of every training utterance
   int64_t micro_frames_ = 0;
   std::vector<std::vector<Batch>> pieces_;  // micro-batches of every group

@@ -44,7 +44,7 @@ struct Golden {
     }
     pack.assign(model.encoder.config, lengths, utterances);
     const Tensor wave = pack.wave(ctx);
-    for (size_t b = 0; b < waves.size(); ++b) pack.place(wave, static_cast<int>(b), waves[b]);
+    for (size_t b = 0; b < waves.size(); ++b) pack.place(ctx, wave, static_cast<int>(b), waves[b]);
     const Var frames = model.encoder.features(t, wave, pack);
     return model.encoder.encode(t, frames, pack.frames(), {.keep_all = true});
   }
@@ -107,7 +107,7 @@ TEST_CASE("golden: gradients of CTC equal PyTorch's in float64, with and without
       pack.assign(golden.model.encoder.config, lengths, utterances);
       Tape tape(golden.ctx);
       const Tensor wave = pack.wave(golden.ctx);
-      for (int b = 0; b < 2; ++b) pack.place(wave, b, waves[b]);
+      for (int b = 0; b < 2; ++b) pack.place(golden.ctx, wave, b, waves[b]);
       const Var frames = golden.model.encoder.features(tape, wave, pack);
       const Var last =
           golden.model.encoder.encode(tape, frames, pack.frames(), {.recompute = recompute}).last();
@@ -152,7 +152,7 @@ TEST_CASE("golden: with dropout on, states are those of the reference's masks") 
     WavePack pack;
     pack.assign(golden.model.encoder.config, {&length, 1}, {&utterance, 1});
     const Tensor wave = pack.wave(golden.ctx);
-    pack.place(wave, 0, samples);
+    pack.place(golden.ctx, wave, 0, samples);
     Tape tape(golden.ctx, false);
     const Var frames = golden.model.encoder.features(tape, wave, pack);
     const EncodeOptions options{

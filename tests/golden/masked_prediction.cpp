@@ -64,7 +64,7 @@ TEST_CASE("golden: masked prediction and its gradients equal PyTorch's in float6
   WavePack pack;
   pack.assign(file.config, batch.lengths, batch.utterances);
   const Tensor wave = pack.wave(ctx);
-  for (int b = 0; b < 2; ++b) pack.place(wave, b, batch.waves[b]);
+  for (int b = 0; b < 2; ++b) pack.place(ctx, wave, b, batch.waves[b]);
   const Var features = model.encoder.features(tape, wave, pack);
   const RunConfig config;
   const MaskedLosses losses = masked_prediction(

@@ -20,7 +20,7 @@ TEST_CASE("extract: derived weights that are not kept give the same bits in less
   for (const char* name : {"models/hubert-group", "models/wav2vec2-layer"}) {
     const ModelFile model = open_model(test::golden(name));
     const std::vector<int> states = parse_states("all", model.config.layers);
-    Extractor kept(model, states), once(model, states, true);
+    Extractor kept(model, states), once(model, states, {.once = true});
     const std::vector<float> a = tone(2000), b = tone(9000);
     const std::vector<int32_t> lengths = {2000, 9000};
     const int64_t kept_bytes = kept.bytes(lengths);

@@ -156,7 +156,7 @@ TEST_CASE("pretrain: hidden:N are the teacher's states, each utterance as if alo
       acts.rewind(0);
       Tape tape(ctx, false);
       const Tensor wave = pack.wave(ctx);
-      pack.place(wave, 0, samples);
+      pack.place(ctx, wave, 0, samples);
       const Var frames = encoder.features(tape, wave, pack);
       const Tensor alone =
           encoder.encode(tape, frames, pack.frames(), {.keep_all = true}).states[state];

@@ -231,7 +231,7 @@ TEST_CASE("probe: cached states are those of the encoder on each utterance alone
     pack.assign(config, std::vector<int32_t>{static_cast<int32_t>(samples[i])},
                 std::vector<int32_t>{0});
     const Tensor wave = pack.wave(ctx);
-    pack.place(wave, 0, audio[i]);
+    pack.place(ctx, wave, 0, audio[i]);
     const HiddenStates hidden =
         encoder.encode(tape, encoder.features(tape, wave, pack), pack.frames(), {.keep_all = true});
     REQUIRE(frames.length(i) == config.frames(samples[i]));

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "engine/io/file.h"
+#include "engine/transfer.h"
 #include "train/front_end.h"
 #include "train/span_mask.h"
 
@@ -135,21 +136,23 @@ class MaskedObjective : public Objective {
     losses_ = masked_prediction(t, model_, features, batch_, options_, config_);
     t.loss(losses_.cross_entropy);
     t.loss(losses_.penalty);
-    dry_ = t.ctx.dry;
     front_end.give_back(batch);
   }
 
-  double loss() const override {
-    if (dry_) return 0;
-    return sum_of_losses(batch_.weights, losses_.cross_entropy) +
-           sum_of_losses(batch_.penalty_weights, losses_.penalty);
+  double loss(const Context& ctx) override {
+    if (ctx.dry) return 0;
+    ScratchScope host(host_);
+    return sum_of_losses(batch_.weights, on_host(ctx, losses_.cross_entropy, host_)) +
+           sum_of_losses(batch_.penalty_weights, on_host(ctx, losses_.penalty, host_));
   }
 
-  std::vector<std::pair<std::string, double>> details() const override {
+  std::vector<std::pair<std::string, double>> details(const Context& ctx) override {
+    ScratchScope host(host_);
     const auto masked = static_cast<double>(std::max<size_t>(batch_.masked.size(), 1));
+    const Tensor logits = on_host(ctx, losses_.logits, host_);
     return {
-        {"accuracy", static_cast<double>(count_correct(losses_.logits, batch_.labels)) / masked},
-        {"penalty", sum_of_losses(batch_.penalty_weights, losses_.penalty)}};
+        {"accuracy", static_cast<double>(count_correct(logits, batch_.labels)) / masked},
+        {"penalty", sum_of_losses(batch_.penalty_weights, on_host(ctx, losses_.penalty, host_))}};
   }
 
   std::string names(const Batch& batch) const override {
@@ -169,8 +172,9 @@ class MaskedObjective : public Objective {
       const Var features = front_end.frames(tape, batch);
       const MaskedBatch hidden = dev_.place(batch, 0, 1);
       const MaskedLosses losses = masked_prediction(tape, model_, features, hidden, {}, config_);
-      loss += sum_of_losses(hidden.weights, losses.cross_entropy);
-      correct += count_correct(losses.logits, hidden.labels);
+      ScratchScope host(host_);
+      loss += sum_of_losses(hidden.weights, on_host(ctx, losses.cross_entropy, host_));
+      correct += count_correct(on_host(ctx, losses.logits, host_), hidden.labels);
       masked += static_cast<int64_t>(hidden.masked.size());
       front_end.give_back(batch);
     }
@@ -193,7 +197,7 @@ class MaskedObjective : public Objective {
   int64_t update_masked_ = 0;
   MaskedBatch batch_;
   MaskedLosses losses_;
-  bool dry_ = false;
+  Arena host_;  // copies of what a device computed
 };
 
 }  // namespace

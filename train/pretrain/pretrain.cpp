@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "engine/device.h"
 #include "engine/glob.h"
 #include "engine/memory.h"
 #include "models/initialise.h"
@@ -114,7 +115,8 @@ TrainerReport pretrain(const TrainJob& job) {
     return {};
   }
   PretrainModel model{Encoder(config), PretrainHead(config, c.pretrain.clusters)};
-  ParamStore store;
+  const std::unique_ptr<cuda::Runtime> gpu = open_device(c.run.device);
+  ParamStore store(gpu.get());
   const auto placement = [&](std::string_view name) {
     return std::any_of(c.train.freeze.begin(), c.train.freeze.end(),
                        [&](const std::string& pattern) { return glob_match(pattern, name); })

@@ -84,7 +84,7 @@ class HiddenSource : public FeatureSource {
     pack_.assign(file_.config, lengths, utterances);
     const Tensor wave = pack_.wave(ctx);
     for (size_t b = 0; b < rows.size(); ++b) {
-      pack_.place(wave, static_cast<int>(b), loader.get(rows[b]));
+      pack_.place(ctx, wave, static_cast<int>(b), loader.get(rows[b]));
       loader.release(rows[b]);
     }
     const Var frames = encoder_.features(tape, wave, pack_);

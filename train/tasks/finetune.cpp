@@ -4,6 +4,7 @@
 #include <set>
 
 #include "engine/glob.h"
+#include "engine/transfer.h"
 
 namespace sft {
 
@@ -71,15 +72,16 @@ void FineTuneObjective::forward(Tape& t, const Batch& batch) {
   const Var out = losses(t, out_logits, batch);
   t.loss(out);
   losses_ = out;
-  dry_ = t.ctx.dry;
   train_.give_back(batch);
 }
 
-double FineTuneObjective::loss() const {
-  if (dry_) return 0;
+double FineTuneObjective::loss(const Context& ctx) {
+  if (ctx.dry) return 0;
+  ScratchScope host(host_);
+  const Tensor losses = on_host(ctx, losses_, host_);
   double total = 0;
   for (size_t b = 0; b < weights_.size(); ++b)
-    total += static_cast<double>(weights_[b]) * losses_.f32()[b];
+    total += static_cast<double>(weights_[b]) * losses.f32()[b];
   return total;
 }
 
@@ -108,7 +110,8 @@ void FineTuneObjective::for_each_dev_batch(
     ScratchScope acts(ctx.acts), scratch(ctx.scratch);
     Tape tape(ctx, /*recording=*/false);
     const Tensor out = logits(tape, dev_, batch, false);
-    use(batch, out, dev_.segments());
+    ScratchScope host(host_);
+    use(batch, ctx.dry ? Tensor(out) : on_host(ctx, out, host_), dev_.segments());
     dev_.give_back(batch);
   }
 }

@@ -41,13 +41,13 @@ class FineTuneObjective : public Objective {
     for_each_dev_batch(ctx, [](const Batch&, Tensor, Segments) {});
   }
   int64_t held_bytes(int64_t batch_samples) const override;
-  double loss() const override;
+  double loss(const Context& ctx) override;
   std::string names(const Batch& batch) const override;
 
  protected:
   // Marks the losses of these logits and returns them, one per entry of weights_.
   virtual Var losses(Tape& t, Var logits, const Batch& batch) = 0;
-  // Logits of dev utterances, given in order of length, some at a time.
+  // Logits of dev utterances, on the host, given in order of length, some at a time.
   void for_each_dev_batch(
       Context& ctx, const std::function<void(const Batch&, Tensor logits, Segments segments)>& use);
 
@@ -67,7 +67,7 @@ class FineTuneObjective : public Objective {
   DropoutRates rates_;
   SpecAugment augment_;
   Tensor losses_;
-  bool dry_ = false;
+  Arena host_;  // copies of what a device computed
 };
 
 // CTC; dev scores: wer and cer of characters, per of phones, wer of other tokens, and loss.

@@ -1,0 +1,37 @@
+#include "engine/step_memory.h"
+
+#include <algorithm>
+
+namespace sft {
+
+void StepMemory::forget_peak() {
+  plan_acts_.rewind(0), plan_scratch_.rewind(0);
+  plan_acts_.forget_peak(), plan_scratch_.forget_peak();
+}
+
+Context StepMemory::context(Prepared& prepared, Dtype compute, bool dry) {
+  const bool plan = dry || !gpu_;
+  CHECK(plan || committed_, "a step on a device without memory: commit() comes first");
+  Arena& acts = plan ? plan_acts_ : committed_->acts;
+  Arena& scratch = plan ? plan_scratch_ : committed_->scratch;
+  acts.rewind(0), scratch.rewind(0);
+  return {.device = gpu_ ? Device::cuda : Device::cpu,
+          .acts = acts,
+          .scratch = scratch,
+          .prepared = prepared,
+          .dry = dry,
+          .gpu = gpu_,
+          .compute = compute};
+}
+
+void StepMemory::commit() {
+  if (!gpu_) return;
+  const int64_t acts = std::max<int64_t>(plan_acts_.peak(), 1 << 20);
+  const int64_t scratch = std::max<int64_t>(plan_scratch_.peak(), 1 << 20);
+  if (committed_ && committed_->acts_bytes >= acts && committed_->scratch_bytes >= scratch) return;
+  committed_.reset();
+  committed_.reset(
+      new Committed{Arena(acts, false, gpu_), Arena(scratch, false, gpu_), acts, scratch});
+}
+
+}  // namespace sft

@@ -1,0 +1,36 @@
+// The arenas of a step: activations and scratch. A dry step takes addresses only, and shows what a
+// real one needs; on a device, memory of that size is allocated before the real one.
+#pragma once
+
+#include <memory>
+
+#include "engine/context.h"
+
+namespace sft {
+
+class StepMemory {
+ public:
+  // gpu null: on the CPU, where the same addresses serve dry and real steps.
+  explicit StepMemory(cuda::Runtime* gpu = nullptr) : gpu_(gpu) {}
+
+  // For a step over `prepared` weights; both arenas are empty.
+  Context context(Prepared& prepared, Dtype compute, bool dry);
+  // Of the dry contexts' steps since the last call of forget_peak.
+  int64_t peak() const { return plan_acts_.peak() + plan_scratch_.peak(); }
+  int64_t acts_peak() const { return plan_acts_.peak(); }
+  int64_t scratch_peak() const { return plan_scratch_.peak(); }
+  void forget_peak();
+  // Memory for a step as large as the peak: before context(dry = false). Keeps what is enough.
+  void commit();
+
+ private:
+  struct Committed {
+    Arena acts, scratch;
+    int64_t acts_bytes, scratch_bytes;
+  };
+  cuda::Runtime* gpu_;
+  Arena plan_acts_, plan_scratch_;
+  std::unique_ptr<Committed> committed_;  // of a device
+};
+
+}  // namespace sft

@@ -1,0 +1,17 @@
+// Between host memory and dense tensors of a context, wherever they lie. In the order of the ops:
+// what is read was computed, what is written is there for the next op.
+#pragma once
+
+#include "engine/context.h"
+
+namespace sft {
+
+void zero(const Context& ctx, Tensor to);
+// All bytes of the tensor, as they are.
+void write(const Context& ctx, const void* from, Tensor to);
+void read(const Context& ctx, Tensor from, void* to);
+void copy(const Context& ctx, Tensor from, Tensor to);  // both of the context
+// The tensor as f32 where the host can read it: itself, or a copy in `host`.
+Tensor on_host(const Context& ctx, Tensor tensor, Arena& host);
+
+}  // namespace sft
