@@ -12,7 +12,8 @@ esac
 
 packages="g++ meson ninja-build pkg-config libdnnl-dev libfmt-dev doctest-dev libsndfile1-dev
   libsoxr-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libxxhash-dev libkissfft-dev
-  libhwy-dev libboost-context-dev sctk"
+  libhwy-dev sctk"
+[ "${1:-build}" = demo ] || packages="$packages libboost-context-dev"  # the emulator, for the tests
 missing=$(for p in $packages; do dpkg -s "$p" >/dev/null 2>&1 || echo "$p"; done)
 if [ -n "$missing" ]; then
   sudo=$([ "$(id -u)" = 0 ] || echo sudo)
@@ -23,7 +24,7 @@ if [ -n "$missing" ]; then
   $sudo apt-get update
   $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing
 fi
-[ -f build/build.ninja ] || meson setup build
+meson setup build $([ ! -f build/build.ninja ] || echo --reconfigure)  # what is there may be new
 # Threads that wait sleep soon: with every core busy elsewhere, spinning is 30 times slower.
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
 case "${1:-build}" in
