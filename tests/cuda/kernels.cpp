@@ -185,12 +185,14 @@ TEST_CASE("cuda kernels: vectors of 8 elements, and the rounding of bf16") {
   const float special[] = {0.f, -0.f, infinity, -infinity, NAN, 3e38f, 1e-39f, 1.0078125f};
   std::transform(std::begin(special), std::end(special), halves.begin(), narrow);
   Buffer<Bf16> from_halves(halves);
-  // 1 + 2^-8 in binary: products lie on both sides of ties, and on ties
-  const float factor = 1.00390625f;
-  const auto z = result<Bf16>(halves, [&](Bf16* to) {
-    test::launch_scale(gpu().stream(), from_halves.data(), factor, 1000, to);
-  });
-  for (size_t i = 0; i < z.size(); ++i) EXPECT(z[i].bits == narrow(factor * wide(halves[i])).bits);
+  // Products on both sides of ties (1 + 2^-8), and on ties between even and odd neighbours (1.5).
+  for (float factor : {1.00390625f, 1.5f}) {
+    const auto z = result<Bf16>(halves, [&](Bf16* to) {
+      test::launch_scale(gpu().stream(), from_halves.data(), factor, 1000, to);
+    });
+    for (size_t i = 0; i < z.size(); ++i)
+      EXPECT(z[i].bits == narrow(factor * wide(halves[i])).bits);
+  }
 }
 
 TEST_CASE("cuda kernels: a pipeline of cp.async, ldmatrix and mma") {

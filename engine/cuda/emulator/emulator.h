@@ -325,6 +325,10 @@ inline float max(float a, float b) { return std::fmax(a, b); }
 inline double min(double a, double b) { return std::fmin(a, b); }
 inline double max(double a, double b) { return std::fmax(a, b); }
 
+using std::isfinite;
+using std::isinf;
+using std::isnan;
+
 // The approximate functions of the GPU are exact here: tests allow for the difference.
 inline float __expf(float x) { return std::exp(x); }
 inline float __exp10f(float x) { return std::pow(10.f, x); }
