@@ -123,7 +123,7 @@ TEST_CASE("cuda kernels: sums and maxima of a warp and a block") {
 TEST_CASE("cuda kernels: shuffles and votes") {
   if (skipped()) return;
   const auto out = result<uint32_t>(
-      std::vector<uint32_t>(256), [](uint32_t* to) { test::launch_shuffles(gpu().stream(), to); });
+      std::vector<uint32_t>(448), [](uint32_t* to) { test::launch_shuffles(gpu().stream(), to); });
   for (uint32_t l = 0; l < 32; ++l) {
     EXPECT(out[l] == 30);
     EXPECT(out[32 + l] == (l == 0 ? 0 : l - 1) * 10);
@@ -133,6 +133,12 @@ TEST_CASE("cuda kernels: shuffles and votes") {
     EXPECT(out[160 + l] == 0);
     EXPECT(out[192 + l] == 1);
     EXPECT(out[224 + l] == (l < 8 ? 280 : l * 10));
+    EXPECT(out[256 + l] == 496);
+    EXPECT(static_cast<int>(out[288 + l]) == -26);
+    EXPECT(out[320 + l] == 31);
+    EXPECT(out[352 + l] == 6);
+    EXPECT(out[384 + l] == 10);
+    EXPECT(out[416 + l] == 0x11111111u << l % 4);
   }
 }
 

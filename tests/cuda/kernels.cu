@@ -49,6 +49,12 @@ __global__ void shuffles(uint32_t* out) {
     __syncwarp(0xFFu);
   }
   out[224 + id] = sum;
+  out[256 + id] = __reduce_add_sync(~0u, id);
+  out[288 + id] = static_cast<uint32_t>(__reduce_min_sync(~0u, 5 - static_cast<int>(id)));
+  out[320 + id] = __reduce_max_sync(~0u, id ^ 21u);
+  out[352 + id] = __reduce_and_sync(~0u, id | 6u);
+  out[384 + id] = __reduce_or_sync(~0u, id & 10u);
+  out[416 + id] = __match_any_sync(~0u, id % 4);
 }
 
 __global__ void block_votes(const int* x, int* out) {

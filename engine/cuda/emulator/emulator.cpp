@@ -446,6 +446,25 @@ void shuffle(const char* name, unsigned mask, Shuffle& lane, Place where) {
       where);
 }
 
+unsigned match(const char* name, unsigned mask, uint64_t value, Place where) {
+  struct Match {
+    uint64_t value;
+    unsigned result;
+  } mine{value, 0};
+  meet_here(
+      name, mask, &mine,
+      [](Lanes& lanes) {
+        for (void* to : lanes.operand)
+          for (int l = 0; to && l < kWarp; ++l) {
+            const auto* from = static_cast<const Match*>(lanes.operand[l]);
+            Match& lane = *static_cast<Match*>(to);
+            if (from && from->value == lane.value) lane.result |= 1u << l;
+          }
+      },
+      where);
+  return mine.result;
+}
+
 unsigned vote(const char* name, unsigned mask, bool predicate, Place where) {
   struct Vote {
     bool predicate;

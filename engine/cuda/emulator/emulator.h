@@ -18,9 +18,11 @@
 // taken off the mask).
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <source_location>
 #include <tuple>
 #include <type_traits>
@@ -124,6 +126,23 @@ T butterfly(T value, Op, Place where) {
   return value;
 }
 
+// The lanes' integers by one operation, for all of them.
+template <class T, class Op>
+T reduce(const char* name, unsigned mask, T value, Op, Place where) {
+  static_assert(std::is_integral_v<T> && sizeof(T) == 4);
+  meet(
+      name, mask, &value,
+      [](Lanes& lanes) {
+        T all = *static_cast<T*>(lanes.operand[std::countr_zero(lanes.mask)]);
+        for (unsigned left = lanes.mask & (lanes.mask - 1); left; left &= left - 1)
+          all = Op{}(all, *static_cast<T*>(lanes.operand[std::countr_zero(left)]));
+        for (void* lane : lanes.operand)
+          if (lane) *static_cast<T*>(lane) = all;
+      },
+      where);
+  return value;
+}
+
 // What a lane sends, the lane it reads, what it gets.
 struct Shuffle {
   uint64_t bits;
@@ -132,6 +151,8 @@ struct Shuffle {
 };
 void shuffle(const char* name, unsigned mask, Shuffle& lane, Place where);
 unsigned vote(const char* name, unsigned mask, bool predicate, Place where);  // the ballot
+// The lanes that have the same value.
+unsigned match(const char* name, unsigned mask, uint64_t value, Place where);
 int lane_id();
 
 template <class T>
@@ -226,6 +247,41 @@ inline int __any_sync(unsigned mask, int predicate,
 inline int __all_sync(unsigned mask, int predicate,
                       sft::cuda::emulator::Place where = std::source_location::current()) {
   return sft::cuda::emulator::vote("__all_sync", mask, !predicate, where) == 0;
+}
+
+template <class T>
+T __reduce_add_sync(unsigned mask, T value,
+                    sft::cuda::emulator::Place where = std::source_location::current()) {
+  return sft::cuda::emulator::reduce("__reduce_add_sync", mask, value, std::plus<T>{}, where);
+}
+template <class T>
+T __reduce_min_sync(unsigned mask, T value,
+                    sft::cuda::emulator::Place where = std::source_location::current()) {
+  const auto smaller = [](T a, T b) { return b < a ? b : a; };
+  return sft::cuda::emulator::reduce("__reduce_min_sync", mask, value, smaller, where);
+}
+template <class T>
+T __reduce_max_sync(unsigned mask, T value,
+                    sft::cuda::emulator::Place where = std::source_location::current()) {
+  const auto larger = [](T a, T b) { return a < b ? b : a; };
+  return sft::cuda::emulator::reduce("__reduce_max_sync", mask, value, larger, where);
+}
+inline unsigned __reduce_and_sync(
+    unsigned mask, unsigned value,
+    sft::cuda::emulator::Place where = std::source_location::current()) {
+  return sft::cuda::emulator::reduce("__reduce_and_sync", mask, value, std::bit_and<unsigned>{},
+                                     where);
+}
+inline unsigned __reduce_or_sync(
+    unsigned mask, unsigned value,
+    sft::cuda::emulator::Place where = std::source_location::current()) {
+  return sft::cuda::emulator::reduce("__reduce_or_sync", mask, value, std::bit_or<unsigned>{},
+                                     where);
+}
+template <class T>
+unsigned __match_any_sync(unsigned mask, T value,
+                          sft::cuda::emulator::Place where = std::source_location::current()) {
+  return sft::cuda::emulator::match("__match_any_sync", mask, value, where);
 }
 
 // ---- atomics: one thread runs at a time
