@@ -13,6 +13,19 @@ class StepMemory {
   // gpu null: on the CPU, where the same addresses serve dry and real steps.
   explicit StepMemory(cuda::Runtime* gpu = nullptr) : gpu_(gpu) {}
 
+  // Runs f(Context&) as a step; on a device first dry, so that its memory is there.
+  template <class F>
+  void step(Prepared& prepared, Dtype compute, F&& f) {
+    if (gpu_) {
+      forget_peak();
+      Context dry = context(prepared, compute, true);
+      f(dry);
+      commit();
+    }
+    Context ctx = context(prepared, compute, false);
+    f(ctx);
+  }
+
   // For a step over `prepared` weights; both arenas are empty.
   Context context(Prepared& prepared, Dtype compute, bool dry);
   // Of the dry contexts' steps since the last call of forget_peak.

@@ -54,8 +54,7 @@ void Extractor::assign(std::span<const int32_t> lengths) {
   pack_.assign(encoder_.config, lengths, utterances_);
 }
 
-void Extractor::encode(bool dry, std::span<const std::span<const float>> waves) {
-  Context ctx = memory_.context(*prepared_, options_.compute, dry);
+void Extractor::encode(Context& ctx, std::span<const std::span<const float>> waves) {
   Tape tape(ctx, /*recording=*/false);
   const Tensor wave = pack_.wave(ctx);
   for (size_t b = 0; b < waves.size(); ++b) pack_.place(ctx, wave, static_cast<int>(b), waves[b]);
@@ -64,7 +63,7 @@ void Extractor::encode(bool dry, std::span<const std::span<const float>> waves) 
     if (state < 64) options.keep |= uint64_t{1} << state;
   const Var frames = encoder_.features(tape, wave, pack_);
   const HiddenStates hidden = encoder_.encode(tape, frames, pack_.frames(), options);
-  if (!dry) keep(ctx, hidden);
+  if (!ctx.dry) keep(ctx, hidden);
 }
 
 // The states as f32 in host memory: where they are, or copied from the device.
@@ -77,7 +76,8 @@ void Extractor::keep(const Context& ctx, const HiddenStates& hidden) {
 int64_t Extractor::bytes(std::span<const int32_t> lengths) {
   assign(lengths);
   memory_.forget_peak();
-  encode(true, {});
+  Context dry = memory_.context(*prepared_, options_.compute, true);
+  encode(dry, {});
   return memory_.peak() + store_.bytes();
 }
 
@@ -85,12 +85,7 @@ void Extractor::run(std::span<const std::span<const float>> waves) {
   lengths_.clear();
   for (const auto& wave : waves) lengths_.push_back(static_cast<int32_t>(wave.size()));
   assign(lengths_);
-  if (options_.gpu) {
-    memory_.forget_peak();
-    encode(true, {});
-    memory_.commit();
-  }
-  encode(false, waves);
+  memory_.step(*prepared_, options_.compute, [&](Context& ctx) { encode(ctx, waves); });
 }
 
 Tensor Extractor::state(size_t i, int b) const {

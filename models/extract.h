@@ -40,7 +40,7 @@ class Extractor {
   Tensor state(size_t i, int b) const;
 
  private:
-  void encode(bool dry, std::span<const std::span<const float>> waves);
+  void encode(Context& ctx, std::span<const std::span<const float>> waves);
   void keep(const Context& ctx, const HiddenStates& hidden);
   void assign(std::span<const int32_t> lengths);
 

@@ -14,7 +14,7 @@
 #include "engine/io/directory.h"
 #include "engine/memory.h"
 #include "models/extract.h"
-#include "tools/cli.h"
+#include "tools/device_options.h"
 #include "train/corpus.h"
 #include "train/loader.h"
 
@@ -291,8 +291,8 @@ void print(const Report& r, const std::string& id, bool json) {
 }
 
 struct Arguments {
-  std::string model, states = "last", format = "safetensors", output, device = "cpu";
-  std::string math = "exact";
+  std::string model, states = "last", format = "safetensors", output;
+  DeviceOptions device;
   std::vector<std::string> audio;
   bool force = false;
 
@@ -305,13 +305,10 @@ struct Arguments {
     cli.option("--states", states, "all, last, or numbers: 0,6,12");
     cli.choice("--format", format, {"safetensors", "npy"}, "of the output");
     cli.option("-o,--output", output, "folder for STEM.safetensors, or STEM/hidden.N.npy");
-    cli.choice("--device", device, {"cpu", "cuda"}, "where to compute");
-    cli.choice("--math", math, {"exact", "bf16"}, "exact is f32; on cuda the default is bf16");
+    device.add_to(cli);
     cli.flag("--force", force, "replace files that are there");
     cli.parse();
-    if (device == "cuda" && !cli.given("--math")) math = "bf16";
-    if (device == "cpu" && math == "bf16")
-      fail(Kind::usage, Hint{"--device cuda, or leave --math out"}, "--math bf16 needs a device");
+    device.settle(cli);
     if (output.empty()) fail(Kind::usage, "missing -o (expected a folder)");
   }
 
@@ -325,7 +322,7 @@ struct Arguments {
 };
 
 void extract(Cli& cli, const Arguments& arguments) {
-  const std::unique_ptr<cuda::Runtime> gpu = open_device(arguments.device);
+  const std::unique_ptr<cuda::Runtime> gpu = open_device(arguments.device.device);
   const ModelFile model = open_model(arguments.model);
   const std::vector<int> states = parse_states(arguments.states, model.config.layers);
   const Inputs inputs = collect(arguments.audio, model.config.receptive());
@@ -338,9 +335,9 @@ void extract(Cli& cli, const Arguments& arguments) {
   for (const std::string& remark : model.remarks) cli.say("{}", remark);
 
   const std::vector<Batch> batches = plan(inputs.rows, model.config, batch_frames(gpu.get()));
-  const Dtype compute = arguments.math == "bf16" ? Dtype::bf16 : Dtype::f32;
-  Extractor extractor(model, states,
-                      {.once = batches.size() == 1, .gpu = gpu.get(), .compute = compute});
+  Extractor extractor(
+      model, states,
+      {.once = batches.size() == 1, .gpu = gpu.get(), .compute = arguments.device.compute()});
   const MemoryPlan memory = plan_memory(extractor, model, inputs.rows, batches, gpu.get());
   cli.say("memory: {:.2f} GiB for the model's file, {:.2f} GiB for a batch", gib(memory.weights),
           gib(memory.batch));

@@ -3,7 +3,7 @@
 
 #include "engine/cpu/isa.h"
 #include "engine/io/directory.h"
-#include "tools/cli.h"
+#include "tools/device_options.h"
 #include "train/corpus.h"
 #include "train/probe.h"
 #include "train/record.h"
@@ -17,6 +17,7 @@ using Json = nlohmann::json;
 struct Options {
   std::string model, task, data, label, units, split_column, head, states, config, output;
   std::vector<std::string> settings;
+  DeviceOptions device;
   int64_t steps = 0, batch = 0, seeds = 1;
   double lr = 0;
   bool sweep = false, force = false;
@@ -39,6 +40,7 @@ struct Options {
     cli.option("--lr", lr, "learning rate (probe.lr)");
     cli.flag("--lr-sweep", sweep, "try 1e-1 to 1e-5 and take the best on dev data");
     cli.option("--seeds", seeds, "heads with seeds --seed, --seed + 1, ... (probe.seeds)");
+    device.add_to(cli);
     cli.option("--config", config, "TOML file of keys");
     cli.option("--set", settings, "KEY=VALUE, over the file");
     cli.option("-o,--output", output, "folder to write: probe.json, run.toml, record.json");
@@ -66,6 +68,7 @@ RunConfig build_config(const Cli& cli, const Options& o) {
   flag("--seeds", "probe.seeds", std::to_string(o.seeds));
   flag("--lr", "probe.lr", fmt::format("{}", o.lr));
   flag("--seed", "run.seed", std::to_string(cli.seed()));
+  o.device.apply(cli, builder);
   builder.set("data.manifest", find_task_corpus(o.task, o.data), "--data");
   builder.set("run.threads", std::to_string(cli.threads()), "--threads");
   return builder.finish();

@@ -1,9 +1,12 @@
 // sft-transcribe: what a fine-tuned model hears (docs/sft-transcribe.md).
 #include "engine/audio/decode.h"
 #include "engine/cpu/isa.h"
+#include "engine/device.h"
+#include "engine/step_memory.h"
+#include "engine/transfer.h"
 #include "models/checkpoint.h"
 #include "models/task_head.h"
-#include "tools/cli.h"
+#include "tools/device_options.h"
 #include "train/tasks/finetune.h"
 
 #include <nlohmann/json.hpp>
@@ -15,7 +18,8 @@ namespace {
 // A model with its head, ready to run one utterance at a time.
 class Recogniser {
  public:
-  explicit Recogniser(const std::string& path) : file_(open_model(path)) {
+  Recogniser(const std::string& path, cuda::Runtime* gpu, Dtype compute)
+      : file_(open_model(path)), compute_(compute), store_(gpu), memory_(gpu) {
     if (file_.config.task.kind.empty())
       fail(Kind::input, Hint{"fine-tune it first: sft-train MODEL --ctc WHAT"},
            "{}: this model has no task head", path);
@@ -31,17 +35,21 @@ class Recogniser {
     if (config.frames(static_cast<int64_t>(samples.size())) == 0)
       fail(Kind::input, "{}: {} samples at 16 kHz (expected at least {})", path, samples.size(),
            config.receptive());
-    acts_.rewind(0), scratch_.rewind(0);
-    Context ctx{.acts = acts_, .scratch = scratch_, .prepared = store_.prepared()};
-    Tape tape(ctx, /*recording=*/false);
     const auto length = static_cast<int32_t>(samples.size());
     const int32_t utterance = 0;
     pack_.assign(config, {&length, 1}, {&utterance, 1});
-    const Tensor wave = pack_.wave(ctx);
-    pack_.place(ctx, wave, 0, samples);
-    const Var frames = model_.encoder.features(tape, wave, pack_);
-    const Var last = model_.encoder.encode(tape, frames, pack_.frames(), {}).last();
-    return read(model_.task.head(tape, last, pack_.frames()));
+    std::string text;
+    memory_.step(store_.prepared(), compute_, [&](Context& ctx) {
+      Tape tape(ctx, /*recording=*/false);
+      const Tensor wave = pack_.wave(ctx);
+      pack_.place(ctx, wave, 0, samples);
+      const Var frames = model_.encoder.features(tape, wave, pack_);
+      const Var last = model_.encoder.encode(tape, frames, pack_.frames(), {}).last();
+      const Tensor logits = model_.task.head(tape, last, pack_.frames());
+      ScratchScope host(host_);
+      if (!ctx.dry) text = read(on_host(ctx, logits, host_));
+    });
+    return text;
   }
 
  private:
@@ -57,8 +65,10 @@ class Recogniser {
 
   ModelFile file_;
   FineTuneModel model_;
+  Dtype compute_;
   ParamStore store_;
-  Arena acts_, scratch_;
+  StepMemory memory_;
+  Arena host_;
   WavePack pack_;
 };
 
@@ -73,9 +83,13 @@ int main(int argc, char** argv) {
         "class.");
     cli.argument("MODEL", model, "a run, or a model file with a task head");
     cli.argument("AUDIO", audio, "audio files of any format and rate");
+    DeviceOptions device;
+    device.add_to(cli);
     cli.parse();
+    device.settle(cli);
     cpu::choose_isa();
-    Recogniser recognise(model);
+    const std::unique_ptr<cuda::Runtime> gpu = open_device(device.device);
+    Recogniser recognise(model, gpu.get(), device.compute());
     for (const std::string& remark : recognise.file().remarks) cli.say("{}", remark);
     for (const std::string& path : audio) {
       const std::string text = recognise(path);

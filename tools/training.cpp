@@ -28,8 +28,7 @@ void TrainingOptions::add_to(Cli& cli, const std::string& task) {
   cli.argument("MODEL", model, "GGUF file, Hugging Face folder, safetensors file, or run");
   cli.option("-o,--output", output, fmt::format("the run's folder (default: runs/MODEL-{})", task));
   cli.option("--steps", steps, "updates (train.steps)");
-  cli.choice("--device", device, {"cpu", "cuda"}, "where to compute (run.device)");
-  cli.choice("--math", math, {"exact", "bf16"}, "exact is f32; on cuda the default is bf16");
+  device.add_to(cli);
   cli.option("--config", config, "TOML file of keys");
   cli.option("--set", settings, "KEY=VALUE, over the file");
   cli.flag("--resume", resume, "go on with a run that was stopped");
@@ -56,10 +55,7 @@ void TrainingOptions::apply(const Cli& cli, ConfigBuilder& builder, const std::s
   }
   if (!config.empty()) builder.file(config);
   for (const std::string& setting : settings) builder.set(setting);
-  if (cli.given("--device")) builder.set("run.device", device, "--device");
-  const bool choose_math = cli.given("--device") && device == "cuda" && !cli.given("--math");
-  if (choose_math) builder.set("run.math", "bf16", "--device");
-  if (cli.given("--math")) builder.set("run.math", math, "--math");
+  device.apply(cli, builder);
   if (steps) builder.set("train.steps", std::to_string(steps), "--steps");
   if (cli.given("--seed")) builder.set("run.seed", std::to_string(cli.seed()), "--seed");
   builder.set("run.threads", std::to_string(cli.threads()), "--threads");

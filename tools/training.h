@@ -5,13 +5,14 @@
 #include <string>
 #include <vector>
 
-#include "tools/cli.h"
+#include "tools/device_options.h"
 #include "train/job.h"
 
 namespace sft {
 
 struct TrainingOptions {
-  std::string model, output, config, device = "cpu", math = "exact";
+  std::string model, output, config;
+  DeviceOptions device;
   std::vector<std::string> settings;
   int64_t steps = 0;
   bool resume = false, dry_run = false, force = false, print_config = false;

@@ -64,6 +64,7 @@ TensorMap without_task(const TensorMap& tensors) {
 
 TrainerReport finetune(const TrainJob& job) {
   const RunConfig& c = job.config;
+  const std::unique_ptr<cuda::Runtime> gpu = open_device(c.run.device);
   const ModelFile base = open_base(job);
   const std::string base_id = model_id(base.tensors);
   if (const auto finished = look_at_run(job, base_id)) return *finished;
@@ -77,7 +78,6 @@ TrainerReport finetune(const TrainJob& job) {
   FineTuneModel model{Encoder(config), {TaskHead(config.task, config.width)}};
   TensorMap tensors = without_task(base.tensors);
   initialise_missing(tensors, tensor_specs(model.task), static_cast<uint64_t>(c.run.seed));
-  const std::unique_ptr<cuda::Runtime> gpu = open_device(c.run.device);
   ParamStore store(gpu.get());
   store.bind(param_requests(model), tensors, job.model,
              [&](std::string_view name) { return finetune_range(name, c.train.freeze); },

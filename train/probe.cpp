@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 
+#include "engine/device.h"
 #include "engine/memory.h"
 #include "engine/nearest.h"
 #include "models/extract.h"
@@ -170,13 +171,13 @@ void check_memory(const ProbeJob& job, const Config& model, int64_t needed, int6
          mib(needed), states, model.width, needed / (4 * states * model.width), mib(limit));
 }
 
-void encode(const ProbeJob& job, const Encoder& encoder, Prepared& prepared,
+void encode(const ProbeJob& job, const Encoder& encoder, ParamStore& store,
             const StateOptions& options, Data& data) {
   const auto total = static_cast<double>(data.samples().size());
   double before = 0;
   for (Part* part : data.parts()) {
     part->set.cache = compute_states(
-        encoder, prepared, part->split.manifest, part->split.samples(), options,
+        encoder, store, part->split.manifest, part->split.samples(), options,
         [&](int64_t n) { job.progress("encode", before + static_cast<double>(n), total); });
     before += static_cast<double>(part->set.cache.utterances());
   }
@@ -289,10 +290,12 @@ size_t best_trial(const std::vector<ProbeTrial>& trials, ProbeMetric metric) {
 ProbeReport probe(const ProbeJob& job) {
   const RunConfig& c = job.config;
   ProbeSettings settings = settings_of(job);
+  const std::unique_ptr<cuda::Runtime> gpu = open_device(c.run.device);
   const ModelFile model = open_model(job.model);
   for (const std::string& remark : model.remarks) job.say(remark);
   const std::string id = checked_id(model);
   StateOptions options;
+  if (job.config.run.math == "bf16") options.compute = Dtype::bf16;
   options.states = parse_states(c.probe.states, model.config.layers);
   options.pooled = !settings.ctc();
   Data data = read_data(job, model.config, settings);
@@ -304,9 +307,9 @@ ProbeReport probe(const ProbeJob& job) {
 
   const double start = now();
   Encoder encoder(model.config);
-  ParamStore store;
+  ParamStore store(gpu.get());
   store.bind(param_requests(encoder), model.tensors, job.model);
-  encode(job, encoder, store.prepared(), options, data);
+  encode(job, encoder, store, options, data);
   const double encoded = now();
   fit(job, settings, data, report);
   report.encode_seconds = encoded - start, report.fit_seconds = now() - encoded;

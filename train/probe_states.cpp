@@ -4,6 +4,8 @@
 #include <cstring>
 #include <numeric>
 
+#include "engine/step_memory.h"
+#include "engine/transfer.h"
 #include "models/pack.h"
 #include "train/batch_plan.h"
 #include "train/job.h"
@@ -38,50 +40,55 @@ std::vector<Batch> packs_of(const Config& config, std::span<const int64_t> sampl
 
 class StateComputer {
  public:
-  StateComputer(const Encoder& encoder, Prepared& prepared, const Manifest& manifest,
+  StateComputer(const Encoder& encoder, ParamStore& store, const Manifest& manifest,
                 std::span<const int64_t> samples, const StateOptions& options)
       : encoder_(encoder),
         samples_(samples),
         options_(options),
         loader_(manifest, kDecodeThreads, kKeepAudio),
-        ctx_{.acts = acts_, .scratch = scratch_, .prepared = prepared} {
+        store_(store),
+        memory_(store.gpu()) {
     for (int state : options.states) encode_.keep |= uint64_t{1} << state;
   }
 
   void prefetch(const Batch& batch) { loader_.prefetch(batch); }
 
   void compute(const Batch& batch, StateCache& cache) {
-    ScratchScope acts(acts_), scratch(scratch_);
-    Tape tape(ctx_, /*recording=*/false);
-    const Tensor wave = load(batch);
+    std::vector<int32_t> lengths;
+    for (uint32_t row : batch) lengths.push_back(static_cast<int32_t>(samples_[row]));
+    // indices seed dropout only, and nothing drops here
+    pack_.assign(encoder_.config, lengths, std::vector<int32_t>(batch.size()));
+    memory_.step(store_.prepared(), options_.compute,
+                 [&](Context& ctx) { compute(ctx, batch, cache); });
+  }
+
+ private:
+  void compute(Context& ctx, const Batch& batch, StateCache& cache) {
+    Tape tape(ctx, /*recording=*/false);
+    const Tensor wave = load(ctx, batch);
     const Segments segments = pack_.frames();
     const Var frames = encoder_.features(tape, wave, pack_);
     const HiddenStates hidden = encoder_.encode(tape, frames, segments, encode_);
     for (size_t s = 0; s < cache.states.size(); ++s) {
       const Var state = hidden.states[options_.states[s]];
-      if (options_.pooled)
-        store(batch, segment_mean(tape, state, segments), {}, cache, s);
-      else
-        store(batch, state, segments, cache, s);
+      const Tensor rows = options_.pooled ? Tensor(segment_mean(tape, state, segments)) : state;
+      ScratchScope host(host_);
+      if (!ctx.dry)
+        keep(batch, on_host(ctx, rows, host_), options_.pooled ? Segments() : segments, cache, s);
     }
   }
 
- private:
-  Tensor load(const Batch& batch) {
-    std::vector<int32_t> lengths;
-    for (uint32_t row : batch) lengths.push_back(static_cast<int32_t>(samples_[row]));
-    // indices seed dropout only, and nothing drops here
-    pack_.assign(encoder_.config, lengths, std::vector<int32_t>(batch.size()));
-    const Tensor wave = pack_.wave(ctx_);
-    for (size_t b = 0; b < batch.size(); ++b) {
-      pack_.place(ctx_, wave, static_cast<int>(b), loader_.get(batch[b]));
+  Tensor load(Context& ctx, const Batch& batch) {
+    const Tensor wave = pack_.wave(ctx);
+    for (size_t b = 0; !ctx.dry && b < batch.size(); ++b) {
+      pack_.place(ctx, wave, static_cast<int>(b), loader_.get(batch[b]));
       loader_.release(batch[b]);
     }
     return wave;
   }
 
   // segments empty: `rows` has one row an utterance.
-  void store(const Batch& batch, Tensor rows, Segments segments, StateCache& cache, size_t s) {
+  void keep(const Batch& batch, Tensor rows, Segments segments, StateCache& cache, size_t s) {
     for (size_t b = 0; b < batch.size(); ++b) {
       const int64_t first = options_.pooled ? static_cast<int64_t>(b) : segments.starts[b];
       std::memcpy(cache.states[s].data() + cache.starts[batch[b]] * cache.width, rows.row(first),
@@ -93,8 +100,9 @@ class StateComputer {
   std::span<const int64_t> samples_;
   const StateOptions& options_;
   AudioLoader loader_;
-  Arena acts_, scratch_;
-  Context ctx_;
+  ParamStore& store_;
+  StepMemory memory_;
+  Arena host_;  // copies of what a device computed
   EncodeOptions encode_;
   WavePack pack_;
 };
@@ -108,11 +116,11 @@ int64_t cache_bytes(const Config& config, std::span<const int64_t> samples,
   return rows * config.width * static_cast<int64_t>(options.states.size() * sizeof(float));
 }
 
-StateCache compute_states(const Encoder& encoder, Prepared& prepared, const Manifest& manifest,
+StateCache compute_states(const Encoder& encoder, ParamStore& store, const Manifest& manifest,
                           std::span<const int64_t> samples, const StateOptions& options,
                           const std::function<void(int64_t done)>& progress) {
   StateCache cache = empty_cache(encoder.config, samples, options);
-  StateComputer computer(encoder, prepared, manifest, samples, options);
+  StateComputer computer(encoder, store, manifest, samples, options);
   const std::vector<Batch> packs = packs_of(encoder.config, samples, options.pack_frames);
   int64_t done = 0;
   if (!packs.empty()) computer.prefetch(packs[0]);

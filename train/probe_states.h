@@ -27,6 +27,7 @@ struct StateCache {
 struct StateOptions {
   std::vector<int> states;  // which, ascending
   bool pooled = true;
+  Dtype compute = Dtype::f32;
   int64_t pack_frames = 1500;  // frames that the encoder sees at a time; longer utterances alone
 };
 
@@ -34,10 +35,10 @@ struct StateOptions {
 int64_t cache_bytes(const Config& config, std::span<const int64_t> samples,
                     const StateOptions& options);
 
-// The parameters of `encoder` are bound to the store that `prepared` is of. samples: of every row,
+// The parameters of `encoder` are bound to `store`, on whose device it runs. samples: of every row,
 // as its audio decodes. `done`: utterances so far.
 StateCache compute_states(
-    const Encoder& encoder, Prepared& prepared, const Manifest& manifest,
+    const Encoder& encoder, ParamStore& store, const Manifest& manifest,
     std::span<const int64_t> samples, const StateOptions& options,
     const std::function<void(int64_t done)>& progress = [](int64_t) {});
 

@@ -2,6 +2,8 @@
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <cstring>
 #include <map>
 #include <optional>
 #include <tuple>
@@ -24,6 +26,7 @@ namespace sft::cuda {
 namespace {
 
 constexpr int64_t kWorkspace = 32 << 20;  // of a product; what cuBLASLt advises for sm_90
+constexpr int64_t kStaging = 16 << 20;    // pinned; what is uploaded goes through it
 
 struct CublasLt {
   decltype(&cublasLtCreate) create;
@@ -82,10 +85,12 @@ class Native final : public Runtime {
     CUDA_CHECK(cudaGetDeviceProperties(&properties_, 0));
     CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     workspace_ = allocate(kWorkspace);
+    CUDA_CHECK(cudaMallocHost(&staging_, kStaging));
   }
   ~Native() override {
     cudaStreamSynchronize(stream_);
     cudaFree(workspace_);
+    cudaFreeHost(staging_);
     cudaStreamDestroy(stream_);
   }
 
@@ -117,9 +122,17 @@ class Native final : public Runtime {
   void copy(void* to, const void* from, int64_t bytes) override {
     CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
   }
+  // Waits only when the staging memory has been gone through.
   void upload(void* to, const void* from, int64_t bytes) override {
-    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_));
-    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    const auto *source = static_cast<const char*>(from), *end = source + bytes;
+    for (auto* target = static_cast<char*>(to); source < end;) {
+      if (staged_ == kStaging) synchronize(), staged_ = 0;
+      const int64_t piece = std::min<int64_t>(end - source, kStaging - staged_);
+      std::memcpy(staging_ + staged_, source, piece);
+      CUDA_CHECK(
+          cudaMemcpyAsync(target, staging_ + staged_, piece, cudaMemcpyHostToDevice, stream_));
+      staged_ += piece, source += piece, target += piece;
+    }
   }
   void download(void* to, const void* from, int64_t bytes) override {
     CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_));
@@ -188,6 +201,8 @@ class Native final : public Runtime {
   cudaDeviceProp properties_{};
   cudaStream_t stream_ = nullptr;
   void* workspace_ = nullptr;
+  char* staging_ = nullptr;
+  int64_t staged_ = 0;  // bytes of the staging memory in use, since the stream was last waited for
   std::optional<CublasLt> blas_;
   std::map<Key, Plan> plans_;
 };

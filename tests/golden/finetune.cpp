@@ -9,6 +9,7 @@
 #include "models/initialise.h"
 #include "tests/doctest.h"
 #include "tests/golden_signal.h"
+#include "tests/op_spec.h"
 #include "tests/temporary_folder.h"
 #include "train/finetune.h"
 #include "train/tasks/finetune.h"
@@ -77,9 +78,7 @@ std::vector<nlohmann::json> training_lines(const std::string& path) {
   return lines;
 }
 
-}  // namespace
-
-TEST_CASE("golden: twenty updates of stable fine-tuning follow PyTorch") {
+void follow_pytorch(Device device) {
   for (const Expectation& e : {Expectation{"finetune-linear-post", "hubert-group", "linear"},
                                {"finetune-linear-pre", "wav2vec2-layer", "linear"},
                                {"finetune-blstm", "hubert-group", "blstm"}}) {
@@ -95,6 +94,7 @@ TEST_CASE("golden: twenty updates of stable fine-tuning follow PyTorch") {
       builder.set(setting);
     builder.set("head.kind", e.head, "test");
     builder.set("data.units", folder / "units.txt", "test");
+    if (device == Device::cuda) builder.set("run.device=cuda");
     const RunConfig config = builder.finish();
     const Units units = Units::named(config.data.units);
 
@@ -106,7 +106,7 @@ TEST_CASE("golden: twenty updates of stable fine-tuning follow PyTorch") {
     for (const TensorInfo& info : golden.tensors())
       if (info.name.starts_with("initial."))
         base.tensors.add_owned(info.name.substr(8), info.shape, golden.values(info.name));
-    ParamStore store;
+    ParamStore store(device == Device::cuda ? &shared_gpu() : nullptr);
     store.bind(param_requests(model), base.tensors, e.model,
                [&](std::string_view name) { return finetune_range(name, config.train.freeze); },
                {"head", "encoder"});
@@ -121,6 +121,7 @@ TEST_CASE("golden: twenty updates of stable fine-tuning follow PyTorch") {
     const auto objective = ctc_objective(config, model, units, train, dev, 1, int64_t{1} << 24);
     RunDir run = RunDir::create(folder / "run", to_toml(config), "{}");
     Trainer trainer(config, model_config, store, {}, *objective, run, golden_batches(golden));
+    trainer.plan_memory(int64_t{1} << 30);
     trainer.run([](int64_t, double, const std::string&) {});
 
     const std::vector<float> loss = golden.values("loss"), norm = golden.values("norm"),
@@ -155,4 +156,14 @@ TEST_CASE("golden: twenty updates of stable fine-tuning follow PyTorch") {
                                  std::sqrt(error / movement)));
     }
   }
+}
+
+}  // namespace
+
+TEST_CASE("golden: twenty updates of stable fine-tuning follow PyTorch") {
+  follow_pytorch(Device::cpu);
+}
+TEST_CASE("golden: twenty updates of stable fine-tuning on cuda follow PyTorch") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  follow_pytorch(Device::cuda);
 }

@@ -216,9 +216,9 @@ TEST_CASE("probe: cached states are those of the encoder on each utterance alone
     samples.push_back(static_cast<int64_t>(audio.back().size()));
   }
   StateOptions options{.states = {0, 2, 4}, .pooled = false, .pack_frames = 80};
-  const StateCache frames = compute_states(encoder, store.prepared(), manifest, samples, options);
+  const StateCache frames = compute_states(encoder, store, manifest, samples, options);
   options.pooled = true;
-  const StateCache pooled = compute_states(encoder, store.prepared(), manifest, samples, options);
+  const StateCache pooled = compute_states(encoder, store, manifest, samples, options);
   EXPECT(cache_bytes(config, samples, options) ==
          static_cast<int64_t>(3 * pooled.states[0].size() * sizeof(float)));
   EXPECT(pooled.utterances() == manifest.rows.size());

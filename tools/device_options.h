@@ -1,0 +1,23 @@
+// --device and --math, for every tool that computes.
+#pragma once
+
+#include <string>
+
+#include "engine/tensor.h"
+#include "tools/cli.h"
+#include "train/run_config.h"
+
+namespace sft {
+
+struct DeviceOptions {
+  std::string device = "cpu", math = "exact";
+
+  void add_to(Cli& cli);
+  // After parse(): on cuda the default is bf16; Kind::usage for bf16 on the CPU.
+  void settle(const Cli& cli);
+  // The same for a configuration: run.device and run.math, where they were given.
+  void apply(const Cli& cli, ConfigBuilder& builder) const;
+  Dtype compute() const { return math == "bf16" ? Dtype::bf16 : Dtype::f32; }
+};
+
+}  // namespace sft
