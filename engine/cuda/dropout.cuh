@@ -48,6 +48,8 @@ struct DropoutRows {
   int batch = 0;
   uint32_t calls = 0;  // of a row
 
+  __host__ __device__ explicit operator bool() const { return static_cast<bool>(place); }
+
   struct Row {
     uint32_t utterance = 0, call = 0;
   };

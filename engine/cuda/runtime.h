@@ -17,8 +17,9 @@
 
 namespace sft::cuda {
 
-// C [M, N] = op(A) op(B) + bias + beta C, row-major; ld: elements from row to row as stored. A and
-// B have one type (f32 or bf16), sums are f32, C is f32 or bf16.
+// C [M, N] = op(A) op(B) + bias + beta from, row-major; ld: elements from row to row as stored. A
+// and B have one type (f32 or bf16), sums are f32, C is f32 or bf16. K = 0: a sum of nothing is
+// zero.
 struct Gemm {
   bool transpose_a = false, transpose_b = false;
   int64_t M = 0, N = 0, K = 0;
@@ -27,7 +28,10 @@ struct Gemm {
   const void* B = nullptr;
   int64_t ldb = 0;
   Dtype in = Dtype::f32;
-  float beta = 0;  // 0 (C may be anything) or 1
+  float beta = 0;              // 0 (`from` may be anything) or 1
+  const void* from = nullptr;  // [M, N], of C's type; null: C itself
+  int64_t ldfrom = 0;
+  const void* bias = nullptr;  // [N], of C's type; null: none
   void* C = nullptr;
   int64_t ldc = 0;
   Dtype out = Dtype::f32;

@@ -15,12 +15,15 @@ Tensor linear_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias,
   CHECK(!residual || residual.shape == (Shape{T, N}), "linear: residual is {}, expected {}",
         residual.shape, Shape{T, N});
   cpu::check_dropout("linear", epilogue.dropout, epilogue.segments, T);
-  const Tensor y = ctx.activation({T, N});
+  CHECK(!residual || residual.dtype == x.dtype, "linear: residual is {}, x {}", residual.dtype,
+        x.dtype);
+  const Tensor y = ctx.activation({T, N}, x.dtype);
+  ProfileScope profile(ctx.profile, "linear", 2.0 * T * N * K,
+                       4.0 * (T * (K + N * (residual ? 2 : 1)) + N * K));
+  if (ctx.device == Device::cuda) return cuda::linear_forward(ctx, x, weight, bias, epilogue, y), y;
   ScratchScope scratch(ctx.scratch);
   const cpu::PackedWeight packed = cpu::pack_weight(ctx, weight);
   if (ctx.dry) return y;
-  ProfileScope profile(ctx.profile, "linear", 2.0 * T * N * K,
-                       4.0 * (T * (K + N * (residual ? 2 : 1)) + N * K));
   const cpu::DropoutRows rows(ctx.rng, epilogue.dropout, epilogue.segments, N);
   cpu::matmul(x, packed, y, {.bias = bias, .residual = rows ? Tensor() : residual});
   if (rows) cpu::scale_rows(residual, y, rows, y);
@@ -32,12 +35,14 @@ void linear_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight,
                      Grad dbias) {
   const int64_t T = dy.rows(), K = x.width(), N = dy.width();
   const bool inner = dx || dweight || dbias;
+  ProfileScope profile(ctx.profile, "linear.backward", 2.0 * T * N * K * (!!dx + !!dweight),
+                       4.0 * (T * (K + N) + N * K) * (!!dx + !!dweight));
+  if (ctx.device == Device::cuda)
+    return cuda::linear_backward(ctx, dy, x, weight, epilogue, dresidual, dx, dweight, dbias);
   ScratchScope scratch(ctx.scratch);
   const cpu::DropoutRows rows(ctx.rng, epilogue.dropout, epilogue.segments, N);
   const Tensor product = rows && inner ? ctx.temporary({T, N}) : dy;
   if (ctx.dry) return;
-  ProfileScope profile(ctx.profile, "linear.backward", 2.0 * T * N * K * (!!dx + !!dweight),
-                       4.0 * (T * (K + N) + N * K) * (!!dx + !!dweight));
   cpu::scale_rows(dy, cpu::DropoutRows(), dresidual);
   if (rows && inner) cpu::scale_rows(dy, rows, {product, false});
   cpu::matmul_dx(product, weight, dx);

@@ -26,4 +26,12 @@ void linear_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight,
                      const LinearEpilogue& epilogue, Grad dresidual, Grad dx, Grad dweight,
                      Grad dbias);
 
+namespace cuda {  // linear.cu
+[[gnu::weak]] void linear_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias,
+                                  const LinearEpilogue& epilogue, Tensor y);
+[[gnu::weak]] void linear_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight,
+                                   const LinearEpilogue& epilogue, Grad dresidual, Grad dx,
+                                   Grad dweight, Grad dbias);
+}  // namespace cuda
+
 }  // namespace sft

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <numbers>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -240,6 +241,25 @@ TEST_CASE("cuda kernels: named barriers between warps") {
     test::launch_relay(gpu().stream(), from.data(), 9, to);
   });
   for (size_t i = 0; i < x.size(); ++i) EXPECT(y[i] == 2 * x[i]);
+}
+
+TEST_CASE("cuda kernels: GELU and its slope") {
+  if (skipped()) return;
+  std::vector<float> x{0, INFINITY, -INFINITY, NAN};
+  for (int i = -1600; i <= 1600; ++i) x.push_back(static_cast<float>(i) / 100 + 0.003f);
+  const auto count = static_cast<int>(x.size());
+  Buffer<float> from(x);
+  const auto out = result<float>(std::vector<float>(x.size() * 2), [&](float* to) {
+    test::launch_gelu(gpu().stream(), from.data(), count, to);
+  });
+  EXPECT((out[0] == 0 && out[2] == INFINITY && std::abs(out[4]) < 1e-30));
+  EXPECT((std::isnan(out[6]) && std::isnan(out[7])));
+  for (size_t i = 4; i < x.size(); ++i) {
+    const double t = x[i], phi = std::erfc(-t / std::sqrt(2.0)) / 2;
+    const double slope = phi + t * std::exp(-t * t / 2) / std::sqrt(2 * std::numbers::pi);
+    EXPECT(std::abs(out[2 * i] - t * phi) < 3e-7 * std::max(1.0, std::abs(t)));
+    EXPECT(std::abs(out[2 * i + 1] - slope) < 6e-7);
+  }
 }
 
 TEST_CASE("cuda kernels: the random numbers of the CPU") {

@@ -1,6 +1,7 @@
 #include "tests/cuda/kernels.h"
 
 #include "engine/cuda/device.cuh"
+#include "engine/cuda/gelu.cuh"
 #include "engine/cuda/ptx.cuh"
 #include "engine/cuda/reduce.cuh"
 #include "engine/rng.h"
@@ -190,6 +191,13 @@ __global__ void relay(const float* x, int steps, float* y) {
   }
 }
 
+__global__ void gelus(const float* x, int count, float* out) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= count) return;
+  const Gelu g = gelu_and_slope(x[i]);
+  out[2 * i] = g.value, out[2 * i + 1] = g.slope;
+}
+
 __global__ void philox_bits(uint64_t seed, uint32_t utterance, uint32_t update, uint32_t site,
                             int count, uint32_t* out) {
   const uint32_t t = blockIdx.x * blockDim.x + threadIdx.x;
@@ -243,6 +251,10 @@ void launch_matmul(void* stream, const Bf16* A, const Bf16* B, int M, int N, int
 
 void launch_relay(void* stream, const float* x, int steps, float* y) {
   launch(relay, 1, 64, sizeof(RelayShared), stream, x, steps, y);
+}
+
+void launch_gelu(void* stream, const float* x, int count, float* out) {
+  launch(gelus, blocks(count, 256), 256, 0, stream, x, count, out);
 }
 
 void launch_philox(void* stream, uint64_t seed, uint32_t utterance, uint32_t update, uint32_t site,

@@ -37,6 +37,9 @@ void launch_matmul(void* stream, const Bf16* A, const Bf16* B, int M, int N, int
 // A warp doubles what another one brings, through named barriers: y = 2 x, [steps, 32].
 void launch_relay(void* stream, const float* x, int steps, float* y);
 
+// gelu_and_slope(x): {value, slope} of each x.
+void launch_gelu(void* stream, const float* x, int count, float* out);
+
 // bits16 of call t / 8 for each t.
 void launch_philox(void* stream, uint64_t seed, uint32_t utterance, uint32_t update, uint32_t site,
                    int count, uint32_t* out);

@@ -56,7 +56,9 @@ OpSpec spec(const char* name, bool bias, bool residual) {
             return Cost{.bytes = 4 * (T * (K + N * (1 + residual)) + K * N),
                         .flops = 2 * T * K * N};
           },
+      .cuda = true,
       .terms = 399,
+      .roundings = 2,  // of the product and, where something drops, of the pass over it
   };
 }
 

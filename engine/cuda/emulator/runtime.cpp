@@ -20,6 +20,10 @@ std::vector<float> widened(const void* data, Dtype dtype, int64_t rows, int64_t 
   return wide;
 }
 
+void add_rows(const std::vector<float>& row, std::vector<float>& matrix) {
+  for (size_t i = 0; i < matrix.size(); ++i) matrix[i] += row[i % row.size()];
+}
+
 class Emulated final : public Runtime {
  public:
   std::string name() const override { return "emulated"; }
@@ -49,9 +53,10 @@ class Emulated final : public Runtime {
     const std::vector<float> a = widened(g.A, g.in, a_rows, a_columns, g.lda);
     const std::vector<float> b = widened(g.B, g.in, b_rows, b_columns, g.ldb);
     std::vector<float> c(g.M * g.N);
-    if (g.beta != 0) c = widened(g.C, g.out, g.M, g.N, g.ldc);
+    if (g.beta != 0) c = widened(g.from ? g.from : g.C, g.out, g.M, g.N, g.from ? g.ldfrom : g.ldc);
     cpu::sgemm(g.transpose_a, g.transpose_b, g.M, g.N, g.K, a.data(), a_columns, b.data(),
                b_columns, g.beta, c.data(), g.N);
+    if (g.bias) add_rows(widened(g.bias, g.out, 1, g.N, g.N), c);
     auto* to = static_cast<std::byte*>(g.C);
     for (int64_t m = 0; m < g.M; ++m)
       from_f32(c.data() + m * g.N, g.out, to + bytes_of(g.out, m * g.ldc), g.N);

@@ -1,0 +1,91 @@
+// gemm.cu: products of activations and weights, through Runtime::gemm, and the bf16 copies of
+// weights that they read.
+//
+// Layout   weight [n] f32 -> copy [n] bf16
+// Work     8 elements a thread
+// Cost     6n bytes: memory-bound; once per weight and update
+// Numbers  rounded to nearest, ties to even
+#include "engine/cuda/gemm.h"
+
+#include "engine/cuda/row.cuh"
+#include "engine/cuda/runtime.h"
+
+namespace sft::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+__global__ void to_bf16_kernel(const float* from, bf16* to, int count, bool aligned) {
+  const int64_t i = (blockIdx.x * int64_t{kThreads} + threadIdx.x) * 8;
+  if (i >= count) return;
+  const int c = static_cast<int>(i);
+  const bool whole = aligned && c + 8 <= count;
+  store_row(to, c, count, whole, load_row(from, c, count, whole));
+}
+
+}  // namespace
+
+Tensor weight_as(Context& ctx, Tensor weight, Dtype dtype) {
+  if (!weight || dtype == weight.dtype) return weight;
+  const int64_t count = weight.count();
+  bf16* copy = derived<bf16>(ctx, weight.data, fnv1a("bf16"), count, [&](bf16* to) {
+    const bool aligned = reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
+    launch(to_bf16_kernel, dim3(ceil_div(count, 8 * kThreads)), dim3(kThreads), 0,
+           ctx.gpu->stream(), static_cast<const float*>(weight.data), to, count, aligned);
+  });
+  return Tensor(copy, weight.shape, Dtype::bf16, Device::cuda);
+}
+
+void matmul(Context& ctx, Tensor x, Tensor weight, Tensor y, const MatmulEnd& end) {
+  ctx.gpu->gemm({.transpose_b = true,
+                 .M = x.rows(),
+                 .N = weight.shape[0],
+                 .K = x.width(),
+                 .A = x.data,
+                 .lda = x.row_stride,
+                 .B = weight.data,
+                 .ldb = weight.row_stride,
+                 .in = x.dtype,
+                 .beta = end.residual ? 1.0f : 0.0f,
+                 .from = end.residual.data,
+                 .ldfrom = end.residual.row_stride,
+                 .bias = end.bias.data,
+                 .C = y.data,
+                 .ldc = y.row_stride,
+                 .out = y.dtype});
+}
+
+void matmul_dx(Context& ctx, Tensor dy, Tensor weight, Grad dx) {
+  if (!dx) return;
+  ctx.gpu->gemm({.M = dy.rows(),
+                 .N = weight.width(),
+                 .K = dy.width(),
+                 .A = dy.data,
+                 .lda = dy.row_stride,
+                 .B = weight.data,
+                 .ldb = weight.row_stride,
+                 .in = dy.dtype,
+                 .beta = dx.add ? 1.0f : 0.0f,
+                 .C = dx.to.data,
+                 .ldc = dx.to.row_stride,
+                 .out = dx.to.dtype});
+}
+
+void matmul_dweight(Context& ctx, Tensor dy, Tensor x, Grad dweight) {
+  if (!dweight) return;
+  ctx.gpu->gemm({.transpose_a = true,
+                 .M = dy.width(),
+                 .N = x.width(),
+                 .K = dy.rows(),
+                 .A = dy.data,
+                 .lda = dy.row_stride,
+                 .B = x.data,
+                 .ldb = x.row_stride,
+                 .in = dy.dtype,
+                 .beta = dweight.add ? 1.0f : 0.0f,
+                 .C = dweight.to.data,
+                 .ldc = dweight.to.row_stride,
+                 .out = dweight.to.dtype});
+}
+
+}  // namespace sft::cuda
