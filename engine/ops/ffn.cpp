@@ -90,8 +90,8 @@ void check(Tensor x, const FfnWeights& w, const FfnEpilogue& e) {
             w.down_weight.shape == (Shape{C, F}) && w.down_bias.shape == Shape{C},
         "ffn: x is {}, weights {}, {}, {} and {}", x.shape, w.up_weight.shape, w.up_bias.shape,
         w.down_weight.shape, w.down_bias.shape);
-  CHECK(!e.residual || e.residual.shape == x.shape, "ffn: residual is {}, x {}", e.residual.shape,
-        x.shape);
+  CHECK(!e.residual || (e.residual.shape == x.shape && e.residual.dtype == x.dtype),
+        "ffn: residual is {} {}, x {} {}", e.residual.dtype, e.residual.shape, x.dtype, x.shape);
   cpu::check_dropout("ffn", e.activation_dropout, e.segments, T);
   cpu::check_dropout("ffn", e.dropout, e.segments, T);
 }
@@ -113,15 +113,17 @@ FfnOut ffn_forward(Context& ctx, Tensor x, const FfnWeights& weights, const FfnE
                    bool keep) {
   check(x, weights, epilogue);
   const int64_t T = x.rows(), C = x.width(), F = weights.up_bias.count();
-  const FfnOut out{ctx.activation({T, C}), keep ? ctx.activation({T, F}) : Tensor()};
+  const FfnOut out{ctx.activation({T, C}, x.dtype),
+                   keep ? ctx.activation({T, F}, x.dtype) : Tensor()};
+  ProfileScope profile(ctx.profile, "ffn", 4.0 * T * C * F,
+                       4.0 * (T * (2 * C + (keep ? F : 0)) + 2 * C * F));
+  if (ctx.device == Device::cuda) return cuda::ffn_forward(ctx, x, weights, epilogue, out), out;
   ScratchScope scratch(ctx.scratch);
   const int64_t block = block_rows(T, kForwardRows);
   const Tensor acts = ctx.temporary({block, F});
   const cpu::PackedWeight up = cpu::pack_weight(ctx, weights.up_weight);
   const cpu::PackedWeight down = cpu::pack_weight(ctx, weights.down_weight);
   if (ctx.dry) return out;
-  ProfileScope profile(ctx.profile, "ffn", 4.0 * T * C * F,
-                       4.0 * (T * (2 * C + (keep ? F : 0)) + 2 * C * F));
   const cpu::DropoutRows inside(ctx.rng, epilogue.activation_dropout, epilogue.segments, F);
   const cpu::DropoutRows outside(ctx.rng, epilogue.dropout, epilogue.segments, C);
   for_blocks(T, block, [&](int64_t first, int64_t n) {
@@ -139,6 +141,10 @@ FfnOut ffn_forward(Context& ctx, Tensor x, const FfnWeights& weights, const FfnE
 void ffn_backward(Context& ctx, Tensor dy, Tensor x, const FfnWeights& weights,
                   const FfnEpilogue& epilogue, Tensor pre, const FfnGrads& grads) {
   const int64_t T = x.rows(), C = x.width(), F = weights.up_bias.count();
+  ProfileScope profile(ctx.profile, "ffn.backward", 8.0 * T * C * F,
+                       4.0 * (T * (3 * C + F) + 4 * C * F));
+  if (ctx.device == Device::cuda)
+    return cuda::ffn_backward(ctx, dy, x, weights, epilogue, pre, grads);
   const int64_t block = block_rows(T, kBackwardRows);
   ScratchScope scratch(ctx.scratch);
   const cpu::DropoutRows inside(ctx.rng, epilogue.activation_dropout, epilogue.segments, F);
@@ -147,8 +153,6 @@ void ffn_backward(Context& ctx, Tensor dy, Tensor x, const FfnWeights& weights,
   const Tensor group_sums = ctx.temporary({row_groups(block), F});
   const Tensor products = outside ? ctx.temporary({block, C}) : Tensor();
   if (ctx.dry) return;
-  ProfileScope profile(ctx.profile, "ffn.backward", 8.0 * T * C * F,
-                       4.0 * (T * (3 * C + F) + 4 * C * F));
   cpu::scale_rows(dy, cpu::DropoutRows(), grads.residual);
   for_blocks(T, block, [&](int64_t first, int64_t n) {
     const Tensor act = acts.slice(0, n), dpre = dpres.slice(0, n), x_rows = x.slice(first, n);

@@ -6,8 +6,8 @@
 //   residual [T, C] or empty -> y [T, C]
 //
 // Saved for the way back: W1 x + b1 alone, [T, F]; GELU is done again there, masks are drawn again.
-// Both directions run in blocks of rows, so that what lies between the products stays small and
-// near; the number of GEMMs depends on T only. T = 1600, C = 768, F = 3072: 15.1 GFLOP.
+// On the CPU both directions run in blocks of rows, so that what lies between the products stays
+// small and near; the number of GEMMs depends on T only. T = 1600, C = 768, F = 3072: 15.1 GFLOP.
 #pragma once
 
 #include "engine/context.h"
@@ -41,5 +41,12 @@ struct FfnGrads {
 
 void ffn_backward(Context& ctx, Tensor dy, Tensor x, const FfnWeights& weights,
                   const FfnEpilogue& epilogue, Tensor pre, const FfnGrads& grads);
+
+namespace cuda {  // ffn.cu
+[[gnu::weak]] void ffn_forward(Context& ctx, Tensor x, const FfnWeights& weights,
+                               const FfnEpilogue& epilogue, const FfnOut& out);
+[[gnu::weak]] void ffn_backward(Context& ctx, Tensor dy, Tensor x, const FfnWeights& weights,
+                                const FfnEpilogue& epilogue, Tensor pre, const FfnGrads& grads);
+}  // namespace cuda
 
 }  // namespace sft
