@@ -15,7 +15,7 @@ class Runtime;
 
 namespace sft {
 
-// Rows that a buffer of `rows` rows holds. GEMMs run over all of them, so that they see few shapes;
+// Rows that a buffer of `rows` rows holds, so that arenas and kernels of a device see few shapes;
 // rows past the tensor's own are zero.
 //   up to 256: multiples of 16; then steps of about 1/16: at most 6 % more, on average 3 %.
 int64_t bucket_rows(int64_t rows);

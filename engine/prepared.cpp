@@ -1,5 +1,7 @@
 #include "engine/prepared.h"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 
 #include "engine/cuda/runtime.h"
@@ -33,8 +35,12 @@ bool Prepared::owns(const void* weight) const {
 
 char* Prepared::allocate(int64_t bytes) const {
   if (gpu_) return static_cast<char*>(gpu_->allocate(bytes));
-  void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+  // Panels of megabytes are read over and over: in pages of 4 KB their addresses would not fit the
+  // processor's tables.
+  constexpr int64_t kHuge = 2 << 20;
+  void* memory = std::aligned_alloc(bytes < kHuge ? 64 : kHuge, (bytes + 63) / 64 * 64);
   if (!memory) fail(Kind::resource, "out of memory: {} bytes for a derived weight", bytes);
+  if (bytes >= kHuge) madvise(memory, bytes / kHuge * kHuge, MADV_HUGEPAGE);
   return static_cast<char*>(memory);
 }
 

@@ -1,14 +1,13 @@
 // What the convolutions share around their tile of registers.
 #pragma once
 
-#include <omp.h>
-
 #include <cstdint>
 #include <cstring>
 #include <span>
 
 #include "engine/context.h"
 #include "engine/cpu/parallel.h"
+#include "engine/cpu/thread_scratch.h"
 
 namespace sft::cpu {
 
@@ -40,19 +39,6 @@ std::span<const RowChunk> row_chunks(Context& ctx, int32_t batch, int32_t rows, 
       *next++ = {b, first, std::min(rows, length(b) - first)};
   return {chunks, static_cast<size_t>(count)};
 }
-
-// Memory for each thread of a parallel loop, in scratch.
-class ThreadScratch {
- public:
-  ThreadScratch(Context& ctx, int64_t floats)
-      : step_((floats + 15) / 16 * 16),
-        base_(static_cast<float*>(ctx.scratch.take(step_ * omp_get_max_threads() * 4))) {}
-  float* mine() const { return base_ + omp_get_thread_num() * step_; }
-
- private:
-  int64_t step_;
-  float* base_;
-};
 
 // b(depth, column) -> [tiles of `width` columns][depth][width], zeros behind the last column.
 template <class At>

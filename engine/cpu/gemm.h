@@ -1,38 +1,36 @@
-// Matrix products of the CPU ops, through oneDNN. f32, rows dense or strided (row_stride >= width).
+// Matrix products of the CPU ops. f32, rows dense or strided (row_stride >= width).
 //
-// Forward products read weights that are packed once per version of the weight, and run over
-// bucket_rows(T) rows, so that few shapes exist: x and y must have that many (all tensors of an
-// arena do, see Arena::tensor); what comes out in the rows past T is zeroed. Gradients are plain
-// products of the rows there are. Call from one thread, outside of parallel regions.
+// Forward products are our own (product-inl.h): weights packed once per version of the weight, rows
+// in any number; a row has the same bits wherever it lies and however many threads there are.
+// Gradients go through oneDNN. Call from one thread, outside of parallel regions.
 //
-// Measured on two AVX-512 cores, with bias: [250, 768] x [768, 768] 424 GF/s, [50, 768] x
-// [768, 3072] 299; GELU and a residual cost up to 10 % each; dx 358 to 374, dweight 370 to 388.
-// A call on shapes seen before costs 1 us.
+// Measured against the FMA peak of the same moment, one AVX-512 core: [896, 768] x [768, 3072] 95
+// %, [896, 3072] x [3072, 768] 91 % (oneDNN's packed matmul: 88 and 87 %).
 #pragma once
 
 #include "engine/context.h"
+#include "engine/cpu/thread_scratch.h"
 
 namespace sft::cpu {
 
-// W [N, K] in the library's blocked layout; the same for any number of rows of x.
+// W [N, K] in panels of columns, and memory for a product with it.
 struct PackedWeight {
   const float* data = nullptr;
   int64_t N = 0, K = 0;
-  bool accumulate = false;
+  ThreadScratch threads = {};
 };
 
-// Keeps the panels of a parameter (derived); packs into scratch at every call for anything else, so
-// a ScratchScope stands in front. `accumulate`: the product will add to y, which other code does.
-PackedWeight pack_weight(Context& ctx, Tensor weight, bool accumulate = false);
+// Keeps the panels of a parameter (derived); packs into scratch at every call for anything else.
+// What a product works in is scratch as well, so a ScratchScope stands in front.
+PackedWeight pack_weight(Context& ctx, Tensor weight);
 
 struct MatmulEnd {
   Tensor bias = {};      // [N]
-  bool gelu = false;     // the erf form; 4e-7 absolute, far negative values become 0
-  Tensor residual = {};  // [T, N], another buffer than y, of bucket_rows(T) rows
+  bool gelu = false;     // as vector_math-inl.h
+  Tensor residual = {};  // [T, N]; may be y
 };
 
-// y = act(x W^T + bias) + residual; packed to accumulate: y = act(x W^T + bias + y).
-// x [T, K], y [T, N].
+// y = act(x W^T + bias) + residual. x [T, K], y [T, N].
 void matmul(Tensor x, const PackedWeight& weight, Tensor y, const MatmulEnd& end = {});
 
 // C [M, N] = op(A) op(B) + beta C, op(A) [M, K], op(B) [K, N]; ld: elements from row to row as

@@ -6,24 +6,14 @@
 #include <cstring>
 
 #include "engine/cpu/conv_row-inl.h"
-#include "engine/cpu/conv_tile-inl.h"
+#include "engine/cpu/product-inl.h"
 #include "engine/ops/conv_strided.h"
 
 #ifndef SFT_CONV_STRIDED_TYPES
 #define SFT_CONV_STRIDED_TYPES
 namespace sft::strided {
 
-constexpr int64_t kRows = 48;    // of a chunk: whole tiles of every instruction set
-constexpr int64_t kDepth = 512;  // of the sum at a time: a chunk of 48 rows stays in the L2 cache
-constexpr int64_t kRowStep = kDepth + 16;  // no two rows of a tile in the same set of the L1 cache
-
-// Rows of A lie `step` numbers apart and hold `depth` numbers each, which may overlap the next
-// row's and, past `end`, count as zero.
-struct Rows {
-  const float* data;
-  const float* end;
-  int64_t step, depth;
-};
+constexpr int64_t kInputs = 48;  // channels of a piece of dweight: tiles of every instruction set
 
 // What is saved of a chunk of rows; each may be null.
 struct Saved {
@@ -40,38 +30,17 @@ namespace sft::HWY_NAMESPACE {
 
 int64_t strided_columns() { return 2 * lanes(); }
 
-// copy [kRows, kRowStep] = numbers [first, first + depth) of each row, zeros for rows that are
-// none.
-HWY_INLINE void copy_rows(const strided::Rows& a, int64_t rows, int64_t first, int64_t depth,
-                          float* copy) {
-  for (int64_t r = 0; r < strided::kRows; ++r, copy += strided::kRowStep) {
-    const float* from = a.data + r * a.step + first;
-    const int64_t there = r < rows ? std::clamp<int64_t>(a.end - from, 0, depth) : 0;
-    if (there) std::memcpy(copy, from, there * sizeof(float));
-    std::memset(copy + there, 0, (depth - there) * sizeof(float));
-  }
+// sums [kProductRows, step] of up to kProductRows rows of A times the panels of B.
+void strided_product(const cpu::ProductRows& a, int64_t rows, const float* panels, int64_t padded,
+                     float* copy, float* sums, int64_t step) {
+  panel_product(a, rows, panels, padded, copy, {sums, step, true},
+                [](const float*, int64_t, int64_t, int64_t, int64_t, int64_t) {});
 }
 
-// sums [kRows, padded] of up to kRows rows of A times the panels of B; copy [kRows, kRowStep].
-void strided_product(const strided::Rows& a, int64_t rows, const float* panels, int64_t padded,
-                     float* copy, float* sums) {
-  constexpr int kTile = kConvTileRows<2>;
-  const int64_t width = 2 * lanes();
-  for (int64_t k = 0; k < a.depth; k += strided::kDepth) {
-    const int64_t depth = std::min(strided::kDepth, a.depth - k);
-    copy_rows(a, rows, k, depth, copy);
-    for (int64_t c = 0; c < padded; c += width)
-      for (int64_t r = 0; r < rows; r += kTile)
-        conv_tile<2, strided::kRowStep>(copy + r * strided::kRowStep,
-                                        panels + c * a.depth + k * width, {1, depth, 0, 1, width},
-                                        sums + r * padded + c, padded, k == 0);
-  }
-}
-
-void strided_finish(float* sums, int64_t rows, int64_t padded, int64_t C, const cpu::ConvRow& row,
+void strided_finish(float* sums, int64_t rows, int64_t step, int64_t C, const cpu::ConvRow& row,
                     const strided::Saved& saved, float* y) {
   for (int64_t r = 0; r < rows; ++r) {
-    float* u = sums + r * padded;
+    float* u = sums + r * step;
     float* pre = saved.pre ? saved.pre + r * C : row.norm_weight ? u : nullptr;
     const Moments m = finish_row(u, row, C, pre, y + r * C);
     if (saved.mean) saved.mean[r] = m.mean, saved.rstd[r] = m.rstd;
@@ -90,11 +59,11 @@ void strided_unfinish(const float* dy, const strided::Saved& saved, int64_t rows
   }
 }
 
-// sums [kRows, columns of a tile] += sum over t of a[t][r] b[t][c], rows of a a_step apart.
+// sums [kInputs, columns of a tile] += sum over t of a[t][r] b[t][c], rows of a a_step apart.
 void strided_outer(const float* a, int64_t a_step, const float* b, int64_t depth, float* sums) {
   constexpr int kTile = kConvTileRows<2>;
   const int64_t width = 2 * lanes();
-  for (int64_t r = 0; r < strided::kRows; r += kTile)
+  for (int64_t r = 0; r < strided::kInputs; r += kTile)
     conv_tile<2, 1>(a + r, b, {1, depth, 0, a_step, width}, sums + r * width, width, false);
 }
 
@@ -135,7 +104,7 @@ struct Conv {
     const auto K = static_cast<int32_t>(taps());
     return slots.valid[b] < K ? 0 : (slots.valid[b] - K) / options.stride + 1;
   }
-  Rows windows(int64_t t) const {
+  cpu::ProductRows windows(int64_t t) const {
     const int64_t step = options.stride * Cin();
     return {x.f32() + t * step, x.f32() + x.count(), step, taps() * Cin()};
   }
@@ -198,15 +167,16 @@ ConvStridedOut conv_strided_forward(Context& ctx, Tensor x, Tensor weight, Tenso
   }
   ScratchScope scratch(ctx.scratch);
   const float* panels = forward_panels(ctx, conv);
-  const cpu::ThreadScratch threads(ctx, kRows * (kRowStep + padded));
+  const int64_t step = padded + cpu::kProductGap;
+  const cpu::ThreadScratch threads(ctx, cpu::kProductCopy + cpu::kProductRows * step);
   if (ctx.dry) return out;
   ProfileScope profile(ctx.profile, "conv_strided", conv.flops(), 4.0 * (x.count() + rows * C));
-  cpu::parallel_for(rows, kRows, [&](int64_t begin, int64_t end) {
-    float *copy = threads.mine(), *sums = copy + kRows * kRowStep;
+  cpu::parallel_for(rows, cpu::product_chunk(rows), [&](int64_t begin, int64_t end) {
+    float *copy = threads.mine(), *sums = copy + cpu::kProductCopy;
     HWY_DYNAMIC_DISPATCH(strided_product)
-    (conv.windows(begin), end - begin, panels, padded, copy, sums);
+    (conv.windows(begin), end - begin, panels, padded, copy, sums, step);
     HWY_DYNAMIC_DISPATCH(strided_finish)
-    (sums, end - begin, padded, C, conv.row(),
+    (sums, end - begin, step, C, conv.row(),
      {at(out.pre, begin), at(out.mean, begin), at(out.rstd, begin)}, out.y.row(begin));
   });
   zero_rows_between(conv, out.y);
@@ -287,26 +257,27 @@ void sum_partials(const float* partial, int64_t chunks, int64_t C, int64_t which
 void compute_input_gradient(const Conv& conv, const PreGradient& dpre, const float* panels,
                             const cpu::ThreadScratch& threads, Grad dx) {
   const int64_t Cin = conv.Cin(), padded = whole_tiles(Cin), stride = conv.options.stride;
-  cpu::parallel_for(conv.rows(), kRows, [&](int64_t begin, int64_t end) {
-    float *copy = threads.mine(), *sums = copy + kRows * kRowStep;
+  const int64_t step = padded + cpu::kProductGap;
+  cpu::parallel_for(conv.rows(), cpu::product_chunk(conv.rows()), [&](int64_t begin, int64_t end) {
+    float *copy = threads.mine(), *sums = copy + cpu::kProductCopy;
     for (int64_t p = 0; p < stride; ++p) {
       const Phase phase = phase_of(conv, p);
-      const Rows rows{dpre.row(begin - phase.taps + 1), dpre.row(conv.rows()), dpre.padded,
-                      phase.taps * dpre.padded};
+      const cpu::ProductRows rows{dpre.row(begin - phase.taps + 1), dpre.row(conv.rows()),
+                                  dpre.padded, phase.taps * dpre.padded};
       HWY_DYNAMIC_DISPATCH(strided_product)
-      (rows, end - begin, panels + phase.offset, padded, copy, sums);
+      (rows, end - begin, panels + phase.offset, padded, copy, sums, step);
       for (int64_t r = 0; r < end - begin; ++r) {
         float* to = dx.to.row((begin + r) * stride + p);
         for (int64_t i = 0; i < Cin; ++i)
-          to[i] = dx.add ? to[i] + sums[r * padded + i] : sums[r * padded + i];
+          to[i] = dx.add ? to[i] + sums[r * step + i] : sums[r * step + i];
       }
     }
   });
 }
 
 // dweight as sums over slabs of frames. A slab of x and of dpre is copied side by side in the order
-// in which it is read, and stays in the cache while every piece of dweight (kRows input channels, a
-// tile of output channels, one tap) gets its share.
+// in which it is read, and stays in the cache while every piece of dweight (kInputs input channels,
+// a tile of output channels, one tap) gets its share.
 class WeightGradient {
  public:
   WeightGradient(Context& ctx, const Conv& conv, const PreGradient& dpre)
@@ -314,14 +285,14 @@ class WeightGradient {
         dpre_(dpre),
         width_(HWY_DYNAMIC_DISPATCH(strided_columns)()),
         tiles_(dpre.padded / width_),
-        blocks_((conv.Cin() + kRows - 1) / kRows),
+        blocks_((conv.Cin() + kInputs - 1) / kInputs),
         slab_rows_((kFrames - 1) * conv.options.stride + conv.taps()),
-        x_(ctx.temporary({blocks_ * slab_rows_ * kRows}).f32()),
+        x_(ctx.temporary({blocks_ * slab_rows_ * kInputs}).f32()),
         d_(ctx.temporary({kFrames * dpre.padded}).f32()),
-        sums_(ctx.temporary({pieces() * kRows * width_}).f32()) {}
+        sums_(ctx.temporary({pieces() * kInputs * width_}).f32()) {}
 
   void compute(Grad dweight) {
-    std::memset(sums_, 0, pieces() * kRows * width_ * sizeof(float));
+    std::memset(sums_, 0, pieces() * kInputs * width_ * sizeof(float));
     for (int64_t t = 0; t < conv_.rows(); t += kFrames) {
       const int64_t frames = std::min(kFrames, conv_.rows() - t);
       cpu::parallel_for(blocks_, 1, [&](int64_t begin, int64_t) { copy_x(begin, t); });
@@ -342,16 +313,16 @@ class WeightGradient {
   int64_t tap(int64_t piece) const { return piece % conv_.taps(); }
   int64_t tile(int64_t piece) const { return piece / conv_.taps() % tiles_; }
   int64_t block(int64_t piece) const { return piece / conv_.taps() / tiles_; }
-  int64_t inputs(int64_t block) const { return std::min(kRows, conv_.Cin() - block * kRows); }
+  int64_t inputs(int64_t block) const { return std::min(kInputs, conv_.Cin() - block * kInputs); }
 
   // Rows of x that the frames from t on read, zeros where there is none.
   void copy_x(int64_t block, int64_t t) {
     const int64_t first = t * conv_.options.stride, n = inputs(block);
-    float* to = x_ + block * slab_rows_ * kRows;
-    for (int64_t row = first; row < first + slab_rows_; ++row, to += kRows) {
+    float* to = x_ + block * slab_rows_ * kInputs;
+    for (int64_t row = first; row < first + slab_rows_; ++row, to += kInputs) {
       const int64_t there = row < conv_.x.rows() ? n : 0;
-      if (there) std::memcpy(to, conv_.x.row(row) + block * kRows, there * sizeof(float));
-      std::memset(to + there, 0, (kRows - there) * sizeof(float));
+      if (there) std::memcpy(to, conv_.x.row(row) + block * kInputs, there * sizeof(float));
+      std::memset(to + there, 0, (kInputs - there) * sizeof(float));
     }
   }
 
@@ -362,15 +333,15 @@ class WeightGradient {
   }
 
   void add_slab(int64_t piece, int64_t frames) {
-    const float* x = x_ + (block(piece) * slab_rows_ + tap(piece)) * kRows;
+    const float* x = x_ + (block(piece) * slab_rows_ + tap(piece)) * kInputs;
     HWY_DYNAMIC_DISPATCH(strided_outer)
-    (x, conv_.options.stride * kRows, d_ + tile(piece) * kFrames * width_, frames,
-     sums_ + piece * kRows * width_);
+    (x, conv_.options.stride * kInputs, d_ + tile(piece) * kFrames * width_, frames,
+     sums_ + piece * kInputs * width_);
   }
 
   void write(int64_t piece, Grad dweight) const {
-    const float* sums = sums_ + piece * kRows * width_;
-    const int64_t i0 = block(piece) * kRows, o0 = tile(piece) * width_;
+    const float* sums = sums_ + piece * kInputs * width_;
+    const int64_t i0 = block(piece) * kInputs, o0 = tile(piece) * width_;
     for (int64_t o = 0; o < std::min(width_, conv_.Cout() - o0); ++o)
       for (int64_t i = 0; i < inputs(block(piece)); ++i) {
         float& to = dweight.to.f32()[((o0 + o) * conv_.Cin() + i0 + i) * conv_.taps() + tap(piece)];
@@ -381,9 +352,9 @@ class WeightGradient {
   const Conv& conv_;
   const PreGradient& dpre_;
   int64_t width_, tiles_, blocks_, slab_rows_;
-  float* x_;     // [blocks, slab_rows, kRows]
+  float* x_;     // [blocks, slab_rows, kInputs]
   float* d_;     // [tiles, kFrames, width]
-  float* sums_;  // [pieces, kRows, width]
+  float* sums_;  // [pieces, kInputs, width]
 };
 
 void weight_gradient(Context& ctx, const Conv& conv, const PreGradient& dpre, Grad dweight) {
@@ -395,7 +366,8 @@ void weight_gradient(Context& ctx, const Conv& conv, const PreGradient& dpre, Gr
 void input_gradient(Context& ctx, const Conv& conv, const PreGradient& dpre, Grad dx) {
   ScratchScope scratch(ctx.scratch);
   const float* panels = backward_panels(ctx, conv);
-  const cpu::ThreadScratch threads(ctx, kRows * (kRowStep + whole_tiles(conv.Cin())));
+  const int64_t step = whole_tiles(conv.Cin()) + cpu::kProductGap;
+  const cpu::ThreadScratch threads(ctx, cpu::kProductCopy + cpu::kProductRows * step);
   if (!ctx.dry) compute_input_gradient(conv, dpre, panels, threads, dx);
 }
 
@@ -413,7 +385,7 @@ void conv_strided_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Ten
   const int64_t count = (lead + conv.rows()) * padded;
   const PreGradient dpre{ctx.temporary({count}).f32(), lead, padded};
   const auto chunks =
-      cpu::row_chunks(ctx, slots.batch(), 2 * kRows, [&](int b) { return conv.valid(b); });
+      cpu::row_chunks(ctx, slots.batch(), 2 * kInputs, [&](int b) { return conv.valid(b); });
   const auto chunk_count = static_cast<int64_t>(chunks.size());
   float* partial = ctx.temporary({chunk_count * 3 * C}).f32();
   ProfileScope profile(ctx.dry ? nullptr : ctx.profile, "conv_strided.backward", 2 * conv.flops(),

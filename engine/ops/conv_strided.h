@@ -4,7 +4,7 @@
 //   y = GELU(layer norm(pre)), or GELU(pre)
 //
 // Row t reads kernel * Cin numbers that lie side by side, from row stride * t on: a GEMM whose rows
-// overlap, computed by our own tile (engine/cpu/conv_tile-inl.h) since libraries accept no such
+// overlap, computed by our own product (engine/cpu/product-inl.h) since libraries accept no such
 // rows.
 #pragma once
 

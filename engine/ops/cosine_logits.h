@@ -12,8 +12,7 @@ struct CosineLogitsOut {
   Tensor x_scale, e_scale;  // [N], [V] 1 / max(norm, 1e-8), saved
 };
 
-// x [N, D] with room for bucket_rows(N) rows, embedding [V, D]. One GEMM, then a scaling of rows
-// and columns.
+// x [N, D], embedding [V, D]. One GEMM, then a scaling of rows and columns.
 CosineLogitsOut cosine_logits_forward(Context& ctx, Tensor x, Tensor embedding, float temperature);
 
 // dlogits [N, V] -> dx [N, D], dembedding [V, D]. Through the normalisation passes what is

@@ -45,16 +45,17 @@ namespace {
 HWY_EXPORT(activate_row);
 HWY_EXPORT(activate_row_back);
 
-// Most rows of a block: enough for the GEMMs' full speed; 256 rows of F = 3072 are 3 MB. Multiples
-// of the smallest bucket, so that only the last block has spare rows.
-constexpr int64_t kForwardRows = 256;
+// Most rows of a block: what is between the two layers stays in the L3 cache. Forward in whole
+// chunks of a product for two threads.
+constexpr int64_t kForwardRows = 1008, kForwardStep = 252, kBackwardStep = 16;
 constexpr int64_t kBackwardRows = 1024;  // dweight is read and written once per block
 constexpr int64_t kRowsAtOnce = 16;      // what one thread activates in one go
 
-// Equal blocks of at most `most` rows.
-int64_t block_rows(int64_t T, int64_t most) {
+// Equal blocks of at most `most` rows, in multiples of `step`, but no more than T needs.
+int64_t block_rows(int64_t T, int64_t most, int64_t step) {
   const int64_t blocks = std::max<int64_t>(1, (T + most - 1) / most);
-  return std::max<int64_t>(16, ((T + blocks - 1) / blocks + 15) / 16 * 16);
+  const int64_t rows = ((T + blocks - 1) / blocks + step - 1) / step * step;
+  return std::max<int64_t>(16, std::min(rows, bucket_rows(T)));
 }
 
 // f(first, count) for the blocks of T rows; one empty block if there are none, whose sums are zero.
@@ -119,7 +120,7 @@ FfnOut ffn_forward(Context& ctx, Tensor x, const FfnWeights& weights, const FfnE
                        4.0 * (T * (2 * C + (keep ? F : 0)) + 2 * C * F));
   if (ctx.device == Device::cuda) return cuda::ffn_forward(ctx, x, weights, epilogue, out), out;
   ScratchScope scratch(ctx.scratch);
-  const int64_t block = block_rows(T, kForwardRows);
+  const int64_t block = block_rows(T, kForwardRows, kForwardStep);
   const Tensor acts = ctx.temporary({block, F});
   const cpu::PackedWeight up = cpu::pack_weight(ctx, weights.up_weight);
   const cpu::PackedWeight down = cpu::pack_weight(ctx, weights.down_weight);
@@ -129,8 +130,9 @@ FfnOut ffn_forward(Context& ctx, Tensor x, const FfnWeights& weights, const FfnE
   for_blocks(T, block, [&](int64_t first, int64_t n) {
     const Tensor act = acts.slice(0, n), pre = keep ? out.pre.slice(first, n) : act;
     const Tensor y = out.y.slice(first, n), residual = rows_of(epilogue.residual, first, n);
-    cpu::matmul(x.slice(first, n), up, pre, {.bias = weights.up_bias});
-    activate(pre, inside.from(first), act);
+    const bool apart = keep || inside;  // pre is wanted, or factors stand between
+    cpu::matmul(x.slice(first, n), up, pre, {.bias = weights.up_bias, .gelu = !apart});
+    if (apart) activate(pre, inside.from(first), act);
     cpu::matmul(act, down, y,
                 {.bias = weights.down_bias, .residual = outside ? Tensor() : residual});
     if (outside) cpu::scale_rows(residual, y, outside.from(first), y);
@@ -145,7 +147,7 @@ void ffn_backward(Context& ctx, Tensor dy, Tensor x, const FfnWeights& weights,
                        4.0 * (T * (3 * C + F) + 4 * C * F));
   if (ctx.device == Device::cuda)
     return cuda::ffn_backward(ctx, dy, x, weights, epilogue, pre, grads);
-  const int64_t block = block_rows(T, kBackwardRows);
+  const int64_t block = block_rows(T, kBackwardRows, kBackwardStep);
   ScratchScope scratch(ctx.scratch);
   const cpu::DropoutRows inside(ctx.rng, epilogue.activation_dropout, epilogue.segments, F);
   const cpu::DropoutRows outside(ctx.rng, epilogue.dropout, epilogue.segments, C);
