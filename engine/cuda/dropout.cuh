@@ -4,7 +4,7 @@
 
 #include "engine/cuda/device.cuh"
 #include "engine/cuda/lists.h"
-#include "engine/segments.h"
+#include "engine/cuda/segments.cuh"
 
 namespace sft::cuda {
 
@@ -43,9 +43,7 @@ inline DropoutPlace dropout_place(Context& ctx, Dropout dropout) {
 // fresh call.
 struct DropoutRows {
   DropoutPlace place;
-  const int32_t* starts = nullptr;      // [batch + 1]
-  const int32_t* utterances = nullptr;  // [batch]
-  int batch = 0;
+  DeviceSegments segments;
   uint32_t calls = 0;  // of a row
 
   __host__ __device__ explicit operator bool() const { return static_cast<bool>(place); }
@@ -56,12 +54,9 @@ struct DropoutRows {
   // A search: once per row, not once per vector.
   __device__ __forceinline__ Row at(int64_t t) const {
     if (!place) return {};
-    int b = 0;
-    for (int end = batch; end - b > 1;) {
-      const int middle = (b + end) / 2;
-      (starts[middle] <= t ? b : end) = middle;
-    }
-    return {static_cast<uint32_t>(utterances[b]), static_cast<uint32_t>(t - starts[b]) * calls};
+    const int b = segments.of(t);
+    return {static_cast<uint32_t>(segments.utterances[b]),
+            static_cast<uint32_t>(t - segments.starts[b]) * calls};
   }
   // Of columns c ... c + 7 of that row; c % 8 == 0.
   __device__ __forceinline__ Float8 factors(Row row, int c) const {
@@ -73,8 +68,7 @@ struct DropoutRows {
 inline DropoutRows dropout_rows(Context& ctx, Dropout dropout, const Segments& segments,
                                 int64_t width) {
   if (!dropout) return {};
-  return {dropout_place(ctx, dropout), on_device(ctx, segments.starts),
-          on_device(ctx, segments.utterances), segments.batch(),
+  return {dropout_place(ctx, dropout), on_device(ctx, segments),
           static_cast<uint32_t>((width + 7) / 8)};
 }
 

@@ -40,6 +40,11 @@ __device__ void store_row(T* row, int c, int C, bool whole, const Float8& value)
   for (int i = 0; i < 8 && c + i < C; ++i) row[c + i] = from_float<T>(value.v[i]);
 }
 
+__device__ __forceinline__ void add8(Float8& to, const Float8& x) {
+#pragma unroll
+  for (int k = 0; k < 8; ++k) to.v[k] += x.v[k];
+}
+
 // Calls f.operator()<T>() with the element type of activations.
 template <class F>
 void with_element(Dtype dtype, F&& f) {

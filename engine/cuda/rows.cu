@@ -69,15 +69,12 @@ __global__ void __launch_bounds__(kStripeThreads, 4) spread_rows_kernel(RowsPass
     for (int r = 0; r < kStripeRows; ++r) {
       const int64_t row = first + r * step;
       if (row >= p.rows) break;
-#pragma unroll
-      for (int k = 0; k < 8; ++k) in.old[r].v[k] += in.x[r].v[k];
+      add8(in.old[r], in.x[r]);
       if (p.copy.data) store_row(p.copy.row(row), c, p.C, p.copy.whole, in.old[r]);
       const Float8 factors = p.factors.factors(p.factors.at(row), c);
 #pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        in.x[r].v[k] *= factors.v[k];
-        sums.v[k] += in.x[r].v[k];
-      }
+      for (int k = 0; k < 8; ++k) in.x[r].v[k] *= factors.v[k];
+      add8(sums, in.x[r]);
       if (p.to.data) store_row(p.to.row(row), c, p.C, p.to.whole, in.x[r]);
     }
   }

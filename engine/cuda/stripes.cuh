@@ -58,19 +58,27 @@ struct StripeShared {
   float sums[kStripeWarps][8 * 36];
 };
 
-// partial [gridDim.y, C]: what the lanes of this block summed, warp after warp. All threads call
-// it.
-__device__ inline void write_column_sums(const Float8& mine, float* partial, int C) {
+// The column of the stripe whose sum a thread gets: thread i, column i.
+__device__ __forceinline__ int stripe_own_column() {
+  return static_cast<int>(blockIdx.x * kStripeColumns + threadIdx.x);
+}
+
+// What the lanes of a block summed in that column, warp after warp. All threads call it.
+__device__ inline float column_sum(const Float8& mine) {
   StripeShared& shared = shared_memory<StripeShared>();
 #pragma unroll
   for (int k = 0; k < 8; ++k) shared.sums[warp()][k * 36 + lane()] = mine.v[k];
   __syncthreads();
-  const int own = static_cast<int>(threadIdx.x);  // a thread, a column of the stripe
-  const int column = static_cast<int>(blockIdx.x) * kStripeColumns + own;
-  if (column >= C) return;
+  const int own = static_cast<int>(threadIdx.x);
   float sum = 0;
   for (int w = 0; w < kStripeWarps; ++w) sum += shared.sums[w][own % 8 * 36 + own / 8];
-  partial[blockIdx.y * int64_t{C} + column] = sum;
+  return sum;
+}
+
+// Those sums into partial [gridDim.y, C].
+__device__ inline void write_column_sums(const Float8& mine, float* partial, int C) {
+  const float sum = column_sum(mine);
+  if (stripe_own_column() < C) partial[blockIdx.y * int64_t{C} + stripe_own_column()] = sum;
 }
 
 }  // namespace sft::cuda

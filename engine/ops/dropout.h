@@ -14,4 +14,12 @@ void dropout_backward(Context& ctx, Tensor dy, Dropout dropout, const Segments& 
 // dx = factor * dy, for a forward that is the identity (feature_grad_mult).
 void scale_grad_backward(Context& ctx, Tensor dy, float factor, Grad dx);
 
+namespace cuda {  // dropout.cu
+[[gnu::weak]] void dropout_forward(Context& ctx, Tensor x, Dropout dropout,
+                                   const Segments& segments, Tensor y);
+[[gnu::weak]] void dropout_backward(Context& ctx, Tensor dy, Dropout dropout,
+                                    const Segments& segments, Grad dx);
+[[gnu::weak]] void scale_grad_backward(Context& ctx, Tensor dy, float factor, Grad dx);
+}  // namespace cuda
+
 }  // namespace sft

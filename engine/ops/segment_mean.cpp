@@ -54,9 +54,10 @@ Tensor segment_mean_forward(Context& ctx, Tensor x, const Segments& segments) {
   CHECK(x.shape.rank() == 2 && x.shape[0] == segments.total(),
         "segment_mean: x is {}, the batch has {} frames", x.shape, segments.total());
   const int64_t B = segments.batch(), C = x.width(), pieces = (C + kColumns - 1) / kColumns;
-  const Tensor y = ctx.activation({B, C});
-  if (ctx.dry) return y;
+  const Tensor y = ctx.activation({B, C}, x.dtype);
   ProfileScope profile(ctx.profile, "segment_mean", 1.0 * x.count(), 4.0 * x.count());
+  if (ctx.device == Device::cuda) return cuda::segment_mean_forward(ctx, x, segments, y), y;
+  if (ctx.dry) return y;
   cpu::parallel_for(B * pieces, 1, [&](int64_t piece, int64_t end) {
     for (; piece < end; ++piece) {
       const int b = static_cast<int>(piece / pieces);
@@ -70,10 +71,12 @@ Tensor segment_mean_forward(Context& ctx, Tensor x, const Segments& segments) {
 }
 
 void segment_mean_backward(Context& ctx, Tensor dy, const Segments& segments, Grad dx) {
-  if (ctx.dry || !dx) return;
+  if (!dx) return;
   const int64_t C = dy.width();
   ProfileScope profile(ctx.profile, "segment_mean.backward", 1.0 * dx.to.count(),
                        (dx.add ? 8.0 : 4.0) * dx.to.count());
+  if (ctx.device == Device::cuda) return cuda::segment_mean_backward(ctx, dy, segments, dx);
+  if (ctx.dry) return;
   cpu::parallel_for(segments.batch(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b)
       for (int64_t t = segments.starts[b]; t < segments.starts[b + 1]; ++t)

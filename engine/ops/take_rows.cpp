@@ -31,9 +31,10 @@ Tensor take_rows_forward(Context& ctx, Tensor x, std::span<const int32_t> rows) 
   CHECK(x.shape.rank() == 2, "take_rows: x is {}, expected [T, C]", x.shape);
   check_rows("take_rows", rows, x.rows());
   const int64_t R = static_cast<int64_t>(rows.size()), C = x.width();
-  const Tensor y = ctx.activation({R, C});
-  if (ctx.dry) return y;
+  const Tensor y = ctx.activation({R, C}, x.dtype);
   ProfileScope profile(ctx.profile, "take_rows", 0, 8.0 * R * C);
+  if (ctx.device == Device::cuda) return cuda::take_rows_forward(ctx, x, rows, y), y;
+  if (ctx.dry) return y;
   cpu::parallel_for(R, kRows, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) std::memcpy(y.row(r), x.row(rows[r]), C * sizeof(float));
   });
@@ -41,9 +42,11 @@ Tensor take_rows_forward(Context& ctx, Tensor x, std::span<const int32_t> rows) 
 }
 
 void take_rows_backward(Context& ctx, Tensor dy, std::span<const int32_t> rows, Grad dx) {
-  if (!dx || ctx.dry) return;
+  if (!dx) return;
   const int64_t R = dy.rows(), C = dy.width();
   ProfileScope profile(ctx.profile, "take_rows.backward", 0, 4.0 * (R + dx.to.rows()) * C);
+  if (ctx.device == Device::cuda) return cuda::take_rows_backward(ctx, dy, rows, dx);
+  if (ctx.dry) return;
   if (!dx.add) zero_rows(dx.to);
   cpu::parallel_for(R, kRows, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) add_row(dy.row(r), C, dx.to.row(rows[r]));
@@ -56,9 +59,10 @@ Tensor mask_spans_forward(Context& ctx, Tensor x, Tensor mask_emb, std::span<con
         x.shape, mask_emb.shape);
   check_rows("mask_spans", rows, T);
   CHECK(std::is_sorted(rows.begin(), rows.end()), "mask_spans: rows do not ascend");
-  const Tensor y = ctx.activation(x.shape);
-  if (ctx.dry) return y;
+  const Tensor y = ctx.activation(x.shape, x.dtype);
   ProfileScope profile(ctx.profile, "mask_spans", 0, 8.0 * T * C);
+  if (ctx.device == Device::cuda) return cuda::mask_spans_forward(ctx, x, mask_emb, rows, y), y;
+  if (ctx.dry) return y;
   cpu::scale_rows({}, x, cpu::DropoutRows(), y);
   for (const int32_t row : rows) std::memcpy(y.row(row), mask_emb.data, C * sizeof(float));
   return y;
@@ -66,9 +70,10 @@ Tensor mask_spans_forward(Context& ctx, Tensor x, Tensor mask_emb, std::span<con
 
 void mask_spans_backward(Context& ctx, Tensor dy, std::span<const int32_t> rows, Grad dx,
                          Grad dmask_emb) {
-  if (ctx.dry) return;
   const int64_t T = dy.rows(), C = dy.width();
   ProfileScope profile(ctx.profile, "mask_spans.backward", 0, 8.0 * T * C);
+  if (ctx.device == Device::cuda) return cuda::mask_spans_backward(ctx, dy, rows, dx, dmask_emb);
+  if (ctx.dry) return;
   if (dx)
     cpu::parallel_for(T, kRows, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {

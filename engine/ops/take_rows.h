@@ -18,4 +18,15 @@ Tensor mask_spans_forward(Context& ctx, Tensor x, Tensor mask_emb, std::span<con
 void mask_spans_backward(Context& ctx, Tensor dy, std::span<const int32_t> rows, Grad dx,
                          Grad dmask_emb);
 
+namespace cuda {  // take_rows.cu
+[[gnu::weak]] void take_rows_forward(Context& ctx, Tensor x, std::span<const int32_t> rows,
+                                     Tensor y);
+[[gnu::weak]] void take_rows_backward(Context& ctx, Tensor dy, std::span<const int32_t> rows,
+                                      Grad dx);
+[[gnu::weak]] void mask_spans_forward(Context& ctx, Tensor x, Tensor mask_emb,
+                                      std::span<const int32_t> rows, Tensor y);
+[[gnu::weak]] void mask_spans_backward(Context& ctx, Tensor dy, std::span<const int32_t> rows,
+                                       Grad dx, Grad dmask_emb);
+}  // namespace cuda
+
 }  // namespace sft

@@ -44,6 +44,7 @@ OpSpec spec(const char* name, bool residual) {
                 {.frames = {7, 1, 33}, .dims = {17, 33}},
                 {.frames = {7, 1, 33}, .dims = {17, 33}, .training = true, .first_utterance = 5},
                 {.frames = {31, 399, 640}, .dims = {8, 16}, .training = true},  // two blocks
+                {.frames = {9}, .dims = {8, 264}, .training = true},
                 {.frames = {}, .dims = {8, 8}},
                 {.frames = {812, 399, 389}, .dims = {768, 3072}, .bench = true},
                 {.frames = {812, 399, 389}, .dims = {768, 3072}, .bench = true, .training = true}},

@@ -31,6 +31,7 @@ OpSpec spec(const char* name, bool bias, bool residual) {
                 {.frames = {7, 1, 33}, .dims = {33, 29}},
                 {.frames = {7, 1, 33}, .dims = {33, 29}, .training = true, .first_utterance = 5},
                 {.frames = {31, 130}, .dims = {16, 64}, .training = true},
+                {.frames = {9}, .dims = {8, 264}, .training = true},
                 {.frames = {}, .dims = {8, 8}},
                 {.frames = {399}, .dims = {20, 1}},
                 {.frames = {812, 399, 389}, .dims = {768, 768}, .bench = true},

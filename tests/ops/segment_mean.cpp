@@ -18,7 +18,8 @@ const RegisterOp spec(OpSpec{
     .name = "segment_mean",
     .cases = {{.frames = {1}, .dims = {48}},
               {.frames = {7, 1, 33}, .dims = {33}},
-              {.frames = {399, 0, 31}, .dims = {130}},
+              {.frames = {399, 0, 31}, .dims = {30}},
+              {.frames = {5, 2}, .dims = {264}},
               {.frames = {}, .dims = {8}},
               {.frames = {812, 399, 1204}, .dims = {768}, .bench = true}},
     .inputs = [](const Case& c, Fill& fill) -> std::vector<Array> {
@@ -33,6 +34,7 @@ const RegisterOp spec(OpSpec{
           const double n = static_cast<double>(c.T() * c.dims[0]);
           return Cost{.bytes = 4 * n, .flops = n};
         },
+    .cuda = true,
     .terms = 399,
 });
 

@@ -19,6 +19,7 @@ std::span<const int32_t> rows_of(const Case& c) {
 
 const std::vector<Case> kCases = {{.frames = {1}, .dims = {48}},
                                   {.frames = {7, 1, 33}, .dims = {33}},
+                                  {.frames = {3, 40}, .dims = {264}},
                                   {.frames = {}, .dims = {8}},
                                   {.frames = {812, 399, 389}, .dims = {768}, .bench = true}};
 
@@ -44,6 +45,7 @@ const RegisterOp take(OpSpec{
       return {take_rows(t, in[0], rows_of(c))};
     },
     .cost = [](const Case& c) { return copy_cost(c, 1.0 / 3); },
+    .cuda = true,
     .packs = false,  // its rows are no frames
 });
 
@@ -63,6 +65,7 @@ const RegisterOp mask(OpSpec{
       return {mask_spans(t, in[0], in[1], rows_of(c))};
     },
     .cost = [](const Case& c) { return copy_cost(c, 1); },
+    .cuda = true,
     .terms = 17,
 });
 
