@@ -57,6 +57,14 @@ TEST_CASE("sft-bench: a model extracts and trains; its memory is within the plan
   for (const char* name : {"ctc", "ffn.backward", "attention.backward", "adam", "grad_norm"})
     EXPECT_MESSAGE(names.count(name), name);
   EXPECT(names.count("conv_stem") == 0);  // kept
+  const auto& result = train.at("result");
+  EXPECT(result.at("as_per_s").at("median").get<double>() *
+             result.at("step_ms").at("median").get<double>() ==
+         doctest::Approx(8e3));
+  double in_kernels = 0;  // microseconds
+  for (const auto& kernel : train.at("kernels")) in_kernels += kernel.at("us").get<double>();
+  EXPECT(in_kernels > 0);
+  EXPECT(in_kernels <= 1e3 * result.at("step_ms").at("max").get<double>());
   // the program itself takes some; a small model hardly more
   EXPECT(train.at("result").at("mem_bytes").get<double>() <
          1.1 * train.at("result").at("planned_bytes").get<double>() + 64e6);

@@ -1,0 +1,88 @@
+// The arithmetic behind what sft-bench prints, on made-up measurements.
+#include "bench/report.h"
+
+#include <nlohmann/json.hpp>
+
+#include "tests/doctest.h"
+
+using namespace sft;
+
+namespace {
+
+const Ceilings kCeilings{.fma_one = 1e9, .fma_all = 2e9, .read = 5e9, .copy = 4e9};
+
+Report made_up() {
+  const KernelRow kernel{"op", 2, {0.5, 0.25, 1, 3}, 0.8e9, 1e9};
+  const ModelResult model{.id = "extract/m/mixed/2/all",
+                          .batch = 2,
+                          .audio_seconds = 10,
+                          .frames = 499,
+                          .step = {2, 1, 4, 3},
+                          .cpu_seconds = 1.6,
+                          .unaccounted = 0.5,
+                          .planned_bytes = 100 << 20,
+                          .resident_bytes = 150 << 20};
+  return {.command = "model", .ceilings = kCeilings, .kernels = {kernel}, .model = model};
+}
+
+}  // namespace
+
+TEST_CASE("bench: the spread of measurements") {
+  const Spread odd = spread_of({3, 1, 2}), even = spread_of({4, 1, 2, 3.5});
+  EXPECT(odd.median == 2);
+  EXPECT(odd.min == 1);
+  EXPECT(odd.max == 3);
+  EXPECT(odd.n == 3);
+  EXPECT(even.median == 2.75);
+  EXPECT(even.n == 4);
+  EXPECT(spread_of({}).n == 0);
+}
+
+TEST_CASE("bench: what the ceilings say a kernel needs") {
+  const auto floor = [](double calls, double flops, double bytes) {
+    return floor_of({"op", calls, {}, flops, bytes}, kCeilings);
+  };
+  EXPECT(floor(1, 4e9, 4e9).seconds == 2);
+  EXPECT(floor(1, 4e9, 4e9).bound == 'C');
+  EXPECT(floor(1, 4e9, 16e9).seconds == 4);
+  EXPECT(floor(1, 4e9, 16e9).bound == 'M');
+  EXPECT(floor(1, 8e4, 0).bound == 'C');   // 40 us in one call,
+  EXPECT(floor(10, 8e4, 0).bound == 'L');  // in ten
+}
+
+TEST_CASE("bench: the table for people") {
+  const std::string text = report_text(made_up());
+  const auto says = [&](const std::string& part) {
+    EXPECT_MESSAGE(text.find(part) != std::string::npos, part << " in\n" << text);
+  };
+  says("fp32 FMA 1 GF/s one thread, 2 all; memory read 5.0 GB/s, copy 4.0\n");
+  says(
+      "op         2   500000.0 (250000.0 - 1000000.0) 25.0 %    0.800  1000.00    1.6    2.0     C "
+      " 80.0\n");
+  says("unaccounted 500000.0 us (25.0 %)\n");
+  says("5.00 audio-seconds/s (2.50 - 10.00), a step 2000.0 ms, 499 frames\n");
+  says("0.8 GFLOP: 20.0 % of the arithmetic limit; 1600.0 ms of processor time: 50.0 % of it\n");
+  says("memory: planned 100 MiB, resident 150 MiB (1.50 of the plan)\n");
+}
+
+TEST_CASE("bench: the same as JSON") {
+  const auto json = nlohmann::json::parse(report_json(made_up()));
+  const auto& kernel = json.at("kernels").at(0);
+  EXPECT(kernel.at("us") == 5e5);
+  EXPECT(kernel.at("min") == 2.5e5);
+  EXPECT(kernel.at("max") == 1e6);
+  EXPECT(kernel.at("flop") == 0.8e9);
+  EXPECT(kernel.at("bytes") == 1e9);
+  EXPECT(kernel.at("floor_us") == 4e5);
+  EXPECT(kernel.at("bound") == "C");
+  const auto& result = json.at("result");
+  EXPECT(result.at("as_per_s").at("median") == 5);
+  EXPECT(result.at("as_per_s").at("min") == 2.5);
+  EXPECT(result.at("as_per_s").at("max") == 10);
+  EXPECT(result.at("step_ms").at("median") == 2000);
+  EXPECT(result.at("cpu_ms") == 1600);
+  EXPECT(result.at("unaccounted_us") == 5e5);
+  EXPECT(result.at("flop") == 0.8e9);
+  EXPECT(result.at("planned_bytes") == 100 << 20);
+  EXPECT(result.at("mem_bytes") == 150 << 20);
+}
