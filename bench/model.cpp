@@ -1,13 +1,11 @@
 #include "bench/model.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <fstream>
 #include <map>
 
+#include "engine/memory.h"
 #include "engine/ops/adam.h"
 #include "engine/ops/grad_norm.h"
 #include "engine/rng.h"
@@ -62,12 +60,6 @@ class RandomWeights {
   std::vector<float> pool_;
   size_t next_ = 0;
 };
-
-int64_t resident_bytes() {
-  int64_t pages = 0, resident = 0;
-  std::ifstream("/proc/self/statm") >> pages >> resident;
-  return resident * sysconf(_SC_PAGESIZE);
-}
 
 // Seconds per step of each profiled op, over the timed steps.
 class Kernels {
@@ -286,7 +278,7 @@ ModelBenchResult bench_model(const Config& config, const Workload& workload,
   out.result.cpu_seconds = spread_of(cpu_steps).median;
   out.result.unaccounted = spread_of(unaccounted).median;
   out.result.planned_bytes = bench.planned_bytes();
-  out.result.resident_bytes = resident_bytes();
+  out.result.resident_bytes = resident_memory();
   return out;
 }
 

@@ -20,9 +20,8 @@ int64_t number_in(const std::string& path) {
 // The number behind `key` at the start of a line; `absent` if there is no such line.
 int64_t number_of(const std::string& path, const std::string& key, int64_t absent) {
   std::ifstream in(path);
-  std::string name, rest;
-  for (int64_t number = 0; in >> name >> number; std::getline(in, rest))
-    if (name == key) return number;
+  for (std::string name, rest; in >> name; std::getline(in, rest))
+    if (int64_t number; name == key && in >> number) return number;
   return absent;
 }
 
@@ -36,7 +35,12 @@ int64_t group_memory() {
   return std::max<int64_t>(0, limit - std::max<int64_t>(0, used - files));
 }
 
+int64_t own_memory(const std::string& key) { return number_of("/proc/self/status", key, 0) * 1024; }
+
 }  // namespace
+
+int64_t resident_memory() { return own_memory("VmRSS:"); }
+int64_t peak_memory() { return own_memory("VmHWM:"); }
 
 int64_t available_memory() {
   const int64_t kib = number_of("/proc/meminfo", "MemAvailable:", -1);

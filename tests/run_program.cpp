@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "engine/check.h"
 #include "engine/io/file.h"
@@ -29,6 +30,23 @@ bool absent(const std::string& name) {
   if (!program_path(name).empty()) return false;
   skip(name + " was not built");
   return true;
+}
+
+bool sanitized() {
+#ifdef __SANITIZE_ADDRESS__
+  skip("memory is the sanitizer's");
+  return true;
+#else
+  return false;
+#endif
+}
+
+void expect_as_planned(const Outcome& outcome) {
+  const auto report = nlohmann::json::parse(outcome.out);
+  const double planned = report.at("planned_bytes"), peak = report.at("peak_bytes");
+  EXPECT(peak > 100e6);  // more than the program itself
+  EXPECT(peak < 1.1 * planned);
+  EXPECT(peak > 0.9 * planned);
 }
 
 Outcome run_program(const std::string& name, const std::vector<std::string>& arguments) {

@@ -17,6 +17,13 @@ std::string program_path(const std::string& name);
 // True, and the test reported as skipped, if the program was not built.
 bool absent(const std::string& name);
 
+// True, and the test reported as skipped, if the programs are built with AddressSanitizer, whose
+// own memory no plan knows of.
+bool sanitized();
+
+// Of a program's --json: planned_bytes is within a tenth of peak_bytes.
+void expect_as_planned(const Outcome& outcome);
+
 // Standard input is empty. Kind::resource if the program cannot be started.
 Outcome run_program(const std::string& name, const std::vector<std::string>& arguments);
 

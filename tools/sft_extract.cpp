@@ -135,6 +135,7 @@ std::vector<Batch> plan(const Manifest& rows, const Config& config, int64_t most
 }
 
 double gib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+double mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
 int64_t weight_bytes(const ModelFile& model) {
   int64_t bytes = 0;
@@ -142,13 +143,17 @@ int64_t weight_bytes(const ModelFile& model) {
   return bytes;
 }
 
+// What extraction will need at most. Bytes.
 struct MemoryPlan {
-  int64_t weights = 0, batch = 0;  // bytes: of the file; of the largest batch, with our own copies
+  int64_t process = 0;  // the program, libraries, the model file
+  int64_t batch = 0;    // the largest, with our own copies of weights
+  int64_t audio = 0;    // decoded: this batch's and the next one's
+  int64_t total() const { return process + batch + audio; }
 };
 
 MemoryPlan plan_memory(Extractor& extractor, const ModelFile& model, const Manifest& rows,
                        const std::vector<Batch>& batches, const cuda::Runtime* gpu) {
-  MemoryPlan plan{.weights = weight_bytes(model)};
+  MemoryPlan plan{.process = resident_memory() + kWorkBytes};
   int64_t most = 0;
   for (const Batch& batch : batches) {
     std::vector<int32_t> lengths;
@@ -158,8 +163,8 @@ MemoryPlan plan_memory(Extractor& extractor, const ModelFile& model, const Manif
     most = samples;
     plan.batch = std::max(plan.batch, extractor.bytes(lengths));
   }
-  const int64_t host = plan.weights + 2 * most * int64_t{sizeof(float)};
-  const int64_t needed = gpu ? plan.batch : host + plan.batch;
+  plan.audio = 2 * most * int64_t{sizeof(float)};
+  const int64_t needed = plan.batch + (gpu ? 0 : weight_bytes(model) + plan.audio);
   const int64_t available = gpu ? gpu->free_bytes() : available_memory();
   if (needed > available)
     fail(Kind::resource, Hint{"cut long files: a manifest with the columns start and end"},
@@ -211,7 +216,8 @@ struct Output {
 struct Report {
   int64_t utterances = 0, frames = 0;
   double audio_seconds = 0, seconds = 0;
-  std::vector<std::string> skipped;  // rows too short
+  std::vector<std::string> skipped;           // rows too short
+  int64_t planned_bytes = 0, peak_bytes = 0;  // of memory; no peak where a device computes
 };
 
 class Extraction {
@@ -278,9 +284,14 @@ class Extraction {
 
 void print(const Report& r, const std::string& id, bool json) {
   if (json) {
-    const Json report = {{"model", id},          {"utterances", r.utterances},
-                         {"frames", r.frames},   {"audio_seconds", r.audio_seconds},
-                         {"seconds", r.seconds}, {"skipped", r.skipped}};
+    const Json report = {{"model", id},
+                         {"utterances", r.utterances},
+                         {"frames", r.frames},
+                         {"audio_seconds", r.audio_seconds},
+                         {"seconds", r.seconds},
+                         {"skipped", r.skipped},
+                         {"planned_bytes", r.planned_bytes},
+                         {"peak_bytes", r.peak_bytes}};
     fmt::print("{}\n", report.dump(-1, ' ', false, Json::error_handler_t::replace));
     return;
   }
@@ -339,12 +350,18 @@ void extract(Cli& cli, const Arguments& arguments) {
       model, states,
       {.once = batches.size() == 1, .gpu = gpu.get(), .compute = arguments.device.compute()});
   const MemoryPlan memory = plan_memory(extractor, model, inputs.rows, batches, gpu.get());
-  cli.say("memory: {:.2f} GiB for the model's file, {:.2f} GiB for a batch", gib(memory.weights),
-          gib(memory.batch));
+  cli.say("memory: {:.0f} MiB (program and model file {:.0f}, batch {:.0f}, audio {:.0f})",
+          mib(memory.total()), mib(memory.process), mib(memory.batch), mib(memory.audio));
   Progress progress(cli);
   progress.phase("extract", "audio-s");
-  const Report report = Extraction(inputs, model.config, extractor, output).run(batches, progress);
+  Report report = Extraction(inputs, model.config, extractor, output).run(batches, progress);
   progress.finish();
+  report.planned_bytes = memory.total();
+  if (!gpu) {
+    report.peak_bytes = peak_memory();
+    cli.say("memory: at most {:.0f} MiB of the {:.0f} planned", mib(report.peak_bytes),
+            mib(report.planned_bytes));
+  }
   print(report, id, cli.json());
 }
 

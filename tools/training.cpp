@@ -15,7 +15,9 @@ void print_report(const Cli& cli, const TrainJob& job, const TrainerReport& repo
                                       {"step", report.step},
                                       {"best_step", report.best_step},
                                       {score, report.best},
-                                      {"skipped", report.skipped}}
+                                      {"skipped", report.skipped},
+                                      {"planned_bytes", report.planned_bytes},
+                                      {"peak_bytes", report.peak_bytes}}
                            .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
   else
     fmt::print("{}\tstep {}\tbest {} at step {}: {:.4f}\tskipped {}\n", job.run, report.step, score,

@@ -127,7 +127,11 @@ TrainerReport train(const TrainJob& job, const std::string& base_id, const Confi
     job.say(fmt::format("going on with {}{}", job.run,
                         found ? "" : ", from the beginning: it has no checkpoint yet"));
   }
-  return trainer.run(job.progress);
+  const TrainerReport report = trainer.run(job.progress);
+  if (report.peak_bytes)
+    job.say(fmt::format("memory: at most {:.0f} MiB of the {:.0f} planned", mib(report.peak_bytes),
+                        mib(report.planned_bytes)));
+  return report;
 }
 
 }  // namespace sft

@@ -4,40 +4,31 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <csignal>
-#include <fstream>
 
 #include "engine/formats/gguf.h"
 #include "engine/formats/safetensors.h"
+#include "engine/memory.h"
 #include "engine/ops/adam.h"
 #include "engine/ops/grad_norm.h"
 
 namespace sft {
 namespace {
 
-volatile std::sig_atomic_t stop_signals = 0;
+// Two signals may reach two threads at once.
+std::atomic<int> stop_signals = 0;
+static_assert(std::atomic<int>::is_always_lock_free);
 
 void on_stop_signal(int signal) {
-  stop_signals = stop_signals + 1;
-  if (stop_signals > 1) _exit(128 + signal);
+  if (stop_signals.fetch_add(1) > 0) _exit(128 + signal);
 }
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
-
-int64_t resident_bytes() {
-  std::ifstream statm("/proc/self/statm");
-  int64_t size = 0, resident = 0;
-  statm >> size >> resident;
-  return resident * sysconf(_SC_PAGESIZE);
-}
-
-// What comes on top once work begins, whatever the model: kernels that oneDNN compiles, threads and
-// their stacks, a tape (14 to 16 MiB for models of 3 to 12 million parameters).
-constexpr int64_t kLibraries = int64_t{14} << 20;
 
 BatchPlan make_plan(const RunConfig& config, const Objective& objective) {
   return BatchPlan(objective.samples(),
@@ -138,8 +129,8 @@ Trainer::MemoryPlan Trainer::plan_memory(int64_t available) {
   MemoryPlan plan{.on_device = store_.gpu() != nullptr};
   // The masters were touched when the store was bound, and are counted among the parameters.
   plan.process =
-      std::max<int64_t>(0, resident_bytes() - (plan.on_device ? 0 : store_.master().bytes())) +
-      kLibraries;
+      std::max<int64_t>(0, resident_memory() - (plan.on_device ? 0 : store_.master().bytes())) +
+      kWorkBytes;
   activate(config_.train.steps - 1);
   cut(0);
   measure(plan);
@@ -388,6 +379,7 @@ TrainerReport Trainer::run(const OnProgress& progress) {
   }
   run_.mark_done();
   report_.step = step_;
+  if (!store_.gpu()) report_.peak_bytes = peak_memory();
   return report_;
 }
 

@@ -63,7 +63,8 @@ struct TrainerReport {
   double best = 0;
   int64_t best_step = -1;
   int64_t skipped = 0;
-  int64_t planned_bytes = 0;
+  // The plan of memory, and what it came to; 0 where a device computes.
+  int64_t planned_bytes = 0, peak_bytes = 0;
 };
 
 // What state.safetensors of a checkpoint says of its run.

@@ -227,6 +227,21 @@ TEST_CASE("sft-extract: npy, chosen states, manifests with rows too short") {
                  2, "hidden.0.npy: exists already\nhint: --force replaces it");
 }
 
+TEST_CASE("sft-extract: the peak of memory is what the plan said") {
+  if (test::absent("sft-extract") || test::absent("sft-init") || test::sanitized()) return;
+  const test::TemporaryFolder folder;
+  const std::string model = folder / "tiny.gguf";
+  REQUIRE(run_program("sft-init", {"hubert-tiny", "-o", model}).code == 0);
+  for (const uint32_t seconds : {3u, 20u, 120u})
+    write_audio(folder / fmt::format("{}.wav", seconds),
+                test::golden_signal(seconds, int64_t{seconds} * 16000));
+  const Outcome o = run_program(
+      "sft-extract", {model, folder.path(), "--states", "all", "-o", folder / "out", "--json"});
+  INFO(o.err);
+  REQUIRE(o.code == 0);
+  test::expect_as_planned(o);
+}
+
 TEST_CASE("sft-extract: what cannot be extracted") {
   if (test::absent("sft-extract")) return;
   const test::TemporaryFolder folder;

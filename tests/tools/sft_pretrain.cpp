@@ -73,8 +73,12 @@ TEST_CASE("sft-pretrain: exit codes and messages") {
         "sft-pretrain: error: configuration: pretrain.clusters");
   fails({model, "--data", "nowhere.tsv"}, 3, "sft-pretrain: error: nowhere.tsv: ");
   fails({folder / "none.gguf", "--data", "pretrain"}, 3, "sft-pretrain: error: ");
-  EXPECT(run_program("sft-pretrain", {model, "--data", "pretrain", "-o", run, "--dry-run"}).code ==
-         0);
+  const Outcome dry =
+      run_program("sft-pretrain", {model, "--data", "pretrain", "-o", run, "--dry-run"});
+  EXPECT(dry.code == 0);
+  EXPECT(dry.err.find("parameters: model ") != std::string::npos);
+  EXPECT(dry.err.find("memory: ") != std::string::npos);
+  EXPECT(dry.err.find("dry run: nothing is written") != std::string::npos);
   EXPECT(!fs::exists(run));
   EXPECT(run_program("sft-pretrain", {model, "--data", "pretrain", "--print-config", "-k", "7"})
              .out.find("pretrain.clusters = 7  # --clusters\n") != std::string::npos);

@@ -159,6 +159,38 @@ TEST_CASE("sft-train: a signal saves and ends with 75; the resumed run has the s
   expect_same_run(speech.folder / "whole", speech.folder / "stopped", "step-00000040");
 }
 
+TEST_CASE("sft-train: a second signal ends it at once; the run goes on from its checkpoints") {
+  if (test::absent("sft-train")) return;
+  const TinySpeech speech;
+  Child child(arguments(speech, "run", {"--steps", "100000"}));
+  REQUIRE(wait_for_metrics(child, speech.folder / "run", 400));
+  child.kill(SIGSTOP);  // so that both are there before the update ends
+  child.kill(SIGTERM);
+  child.kill(SIGINT);
+  child.kill(SIGCONT);
+  const int code = child.wait();
+  EXPECT_MESSAGE((code == 130 || code == 143), code);
+  EXPECT(!fs::exists(speech.folder / "run/done"));
+  Child again(arguments(speech, "run", {"--resume"}));
+  REQUIRE(wait_for_metrics(again, speech.folder / "run", 400));
+  again.kill(SIGTERM);
+  EXPECT(again.wait() == 75);
+}
+
+TEST_CASE("sft-train: the peak of memory is what the plan said") {
+  if (test::absent("sft-train") || test::absent("sft-init") || test::sanitized()) return;
+  TinySpeech speech(12, 16000);
+  speech.model = speech.folder / "tiny.gguf";
+  REQUIRE(run_program("sft-init", {"hubert-tiny", "-o", speech.model}).code == 0);
+  const Outcome run =
+      run_program("sft-train", arguments(speech, "run",
+                                         {"--steps", "6", "--json", "--set", "head.kind=blstm",
+                                          "--set", "batch.utterances=4"}));
+  INFO(run.err);
+  REQUIRE(run.code == 0);
+  test::expect_as_planned(run);
+}
+
 TEST_CASE("sft-train: bad input: one line, the exit code, nothing left behind") {
   if (test::absent("sft-train")) return;
   const TinySpeech speech;

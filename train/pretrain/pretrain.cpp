@@ -86,6 +86,16 @@ std::unique_ptr<FeatureSource> source_of(const TrainJob& job, const Split& train
   return source;
 }
 
+// Labels for as many frames, all the same: enough for the plan of memory.
+Targets blank_targets(const RunConfig& c, const Config& model, const Data& data) {
+  const auto labels = [&](const Split& split) {
+    Labels labels;
+    for (int64_t samples : split.samples()) labels.emplace_back(model.frames(samples), 0);
+    return labels;
+  };
+  return {.clusters = c.pretrain.clusters, .train = labels(data.train), .dev = labels(data.dev)};
+}
+
 Targets targets_of(const TrainJob& job, const RunDir& run, FeatureSource* source,
                    const Config& model, const Data& data) {
   const std::string folder = run.file("targets");
@@ -110,10 +120,6 @@ TrainerReport pretrain(const TrainJob& job) {
   const Config config = pretrained(base.config, c, base_id);
   const Data data = read_data(job, config);
   const std::unique_ptr<FeatureSource> source = source_of(job, data.train);
-  if (job.dry_run) {
-    job.say("dry run: nothing is written");
-    return {};
-  }
   PretrainModel model{Encoder(config), PretrainHead(config, c.pretrain.clusters)};
   const std::unique_ptr<cuda::Runtime> gpu = open_device(c.run.device);
   ParamStore store(gpu.get());
@@ -125,8 +131,10 @@ TrainerReport pretrain(const TrainJob& job) {
   };
   store.bind(param_requests(model), with_new_head(base.tensors, model, c.run.seed), job.model,
              placement, {"model"});
-  RunDir run = open_run(job, base_id);
-  const Targets targets = targets_of(job, run, source.get(), config, data);
+  RunDir run(job.run);
+  if (!job.dry_run) run = open_run(job, base_id);
+  const Targets targets = job.dry_run ? blank_targets(c, config, data)
+                                      : targets_of(job, run, source.get(), config, data);
   const auto objective =
       masked_objective(c, model, targets, data.train, data.dev, available_memory() / 4);
   return train(job, base_id, config, store, {}, *objective, run);
