@@ -398,14 +398,17 @@ AttentionOut attention_forward(Context& ctx, Tensor qkv, int heads, Dropout drop
                                Segments segments) {
   check(qkv, heads, segments);
   const int64_t T = qkv.rows(), C = qkv.width() / 3, D = C / heads;
-  const AttentionOut out{ctx.activation({T, C}), ctx.activation({heads, T})};
+  const AttentionOut out{ctx.activation({T, C}, qkv.dtype), ctx.activation({heads, T})};
+  ProfileScope profile(ctx.profile, "attention", 4.0 * C * pairs(segments),
+                       4.0 * static_cast<double>(bytes_of(qkv.dtype, T * C)));
+  if (ctx.device == Device::cuda)
+    return cuda::attention_forward(ctx, qkv, heads, dropout, segments, out), out;
   ScratchScope scratch(ctx.scratch);
   const std::span<Item> items = plan(ctx, segments, heads, kRows);
   const ThreadMemory memory =
       thread_memory(ctx, HWY_DYNAMIC_DISPATCH(forward_scratch)(segments.longest(), D));
   if (ctx.dry) return out;
   const Heads all{qkv, out.y, out.lse, D, ctx.rng, dropout, segments};
-  ProfileScope profile(ctx.profile, "attention", 4.0 * C * pairs(segments), 16.0 * T * C);
   for_items(items, memory, [&](const Item& item, float* mine) {
     HWY_DYNAMIC_DISPATCH(forward_rows)(all.at(item), item.first, item.last, mine);
   });
@@ -417,13 +420,16 @@ void attention_backward(Context& ctx, Tensor dy, Tensor qkv, const AttentionOut&
   if (!dqkv) return;
   const int64_t T = qkv.rows(), C = qkv.width() / 3, D = C / heads;
   CHECK(dy.shape == out.y.shape, "attention: dy is {}, y {}", dy.shape, out.y.shape);
+  ProfileScope profile(ctx.profile, "attention.backward", 10.0 * C * pairs(segments),
+                       9.0 * static_cast<double>(bytes_of(qkv.dtype, T * C)));
+  if (ctx.device == Device::cuda)
+    return cuda::attention_backward(ctx, dy, qkv, out, heads, dropout, segments, dqkv);
   ScratchScope scratch(ctx.scratch);
   const std::span<Item> items = plan(ctx, segments, heads, std::max<int64_t>(T, 1));
   const ThreadMemory memory =
       thread_memory(ctx, HWY_DYNAMIC_DISPATCH(backward_scratch)(segments.longest(), D));
   if (ctx.dry) return;
   const Heads all{qkv, out.y, out.lse, D, ctx.rng, dropout, segments};
-  ProfileScope profile(ctx.profile, "attention.backward", 10.0 * C * pairs(segments), 36.0 * T * C);
   for_items(items, memory, [&](const Item& item, float* mine) {
     const int64_t start = segments.starts[item.utterance];
     float* dq = dqkv.to.row(start) + item.head * D;

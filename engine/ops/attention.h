@@ -16,10 +16,10 @@ struct AttentionOut {
   Tensor lse;  // [H, T] log sum_j exp(q_i k_j / sqrt(D)), saved
 };
 
-// qkv [T, 3C] f32: q, k and v side by side, head h in columns [h D, (h + 1) D) of each;
-// D = C / heads, a multiple of 4, at most 128. Dropout of probabilities: site + head, rows of the
-// utterance's [T_b, T_b].
-// Cost: 4 C sum_b T_b^2 FLOP. Work is divided by (utterance, head, rows), longest first.
+// qkv [T, 3C] f32 (bf16 too on CUDA): q, k and v side by side, head h in columns [h D, (h + 1) D)
+// of each; D = C / heads, a multiple of 4, at most 128. Dropout of probabilities: site + head, rows
+// of the utterance's [T_b, T_b]. Cost: 4 C sum_b T_b^2 FLOP. Work is divided by (utterance, head,
+// rows), longest first.
 AttentionOut attention_forward(Context& ctx, Tensor qkv, int heads, Dropout dropout,
                                Segments segments);
 
@@ -27,5 +27,12 @@ AttentionOut attention_forward(Context& ctx, Tensor qkv, int heads, Dropout drop
 // have a fixed order.
 void attention_backward(Context& ctx, Tensor dy, Tensor qkv, const AttentionOut& out, int heads,
                         Dropout dropout, Segments segments, Grad dqkv);
+
+namespace cuda {  // attention.cu
+[[gnu::weak]] void attention_forward(Context& ctx, Tensor qkv, int heads, Dropout dropout,
+                                     Segments segments, const AttentionOut& out);
+[[gnu::weak]] void attention_backward(Context& ctx, Tensor dy, Tensor qkv, const AttentionOut& out,
+                                      int heads, Dropout dropout, Segments segments, Grad dqkv);
+}  // namespace cuda
 
 }  // namespace sft

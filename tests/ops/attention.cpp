@@ -65,7 +65,7 @@ std::vector<Array> oracle(std::span<const Array> in, const Case& c) {
   return {y};
 }
 
-const RegisterOp spec(OpSpec{
+const OpSpec plain{
     .name = "attention",
     .cases = {{.frames = {1}, .dims = {1, 4}},
               {.frames = {7, 1, 33}, .dims = {2, 12}},
@@ -75,6 +75,10 @@ const RegisterOp spec(OpSpec{
               {.frames = {12, 3}, .dims = {3, 8}, .training = true},
               {.frames = {3, 530}, .dims = {1, 4}},
               {.frames = {}, .dims = {2, 8}},
+              {.frames = {37, 129, 1}, .dims = {1, 64}, .training = true},
+              {.frames = {127, 65}, .dims = {2, 8}},
+              {.frames = {64, 128}, .dims = {1, 40}, .training = true},
+              {.frames = {66, 9}, .dims = {1, 128}, .training = true, .first_utterance = 2},
               {.frames = {250, 250, 250, 250}, .dims = {12, 64}, .bench = true},
               {.frames = {500, 500}, .dims = {12, 64}, .bench = true},
               {.frames = {1500}, .dims = {12, 64}, .bench = true},
@@ -93,9 +97,32 @@ const RegisterOp spec(OpSpec{
           const auto C = static_cast<double>(c.dims[0] * c.dims[1]);
           return Cost{.bytes = 16 * static_cast<double>(c.T()) * C, .flops = 4 * C * pairs};
         },
+    .cuda = true,
     // Sums over keys; and a score's error, sqrt(D) roundings of |score| < 5, which goes into exp.
     .terms = 530 + 80 * 5 * 5,
-});
+    // y is rounded once, each probability before its product once: relative to rms(y) those add up
+    // to a normal error of 0.3 units, four deviations of it among all outputs. Gradients: the
+    // slopes of the scores too, and delta knows y as rounded.
+    .roundings = 3,
+    .gradient_roundings = 4,
+};
+
+// Scores up to 20: running maxima grow by more than 2^8 on the way.
+OpSpec sharp() {
+  OpSpec spec = plain;
+  spec.name = "attention_sharp";
+  spec.cases = {{.frames = {200, 5}, .dims = {1, 24}}};
+  spec.inputs = [](const Case& c, Fill& fill) -> std::vector<Array> {
+    return {fill.frames(c, 3 * c.dims[0] * c.dims[1], 2)};
+  };
+  spec.terms = 200 + 24 * 20 * 20;  // as above
+  // A probability near 1 has the slope dp - delta, two numbers that all but cancel, and delta
+  // knows y as rounded.
+  spec.gradient_roundings = 16;
+  return spec;
+}
+
+const RegisterOp plain_spec(plain), sharp_spec(sharp());
 
 // dqkv and y of a fixed case.
 std::vector<double> numbers(uint64_t seed, int threads) {
