@@ -96,11 +96,16 @@ WeightedSumOut weighted_sum_forward(Context& ctx, std::span<const Tensor> states
         kMaxStates);
   CHECK(w.shape == Shape{L}, "weighted_sum: w is {}, there are {} states", w.shape, L);
   for (const Tensor& h : states)
-    CHECK(h.shape == states[0].shape, "weighted_sum: states {} and {}", h.shape, states[0].shape);
+    CHECK(h.shape == states[0].shape && h.dtype == states[0].dtype,
+          "weighted_sum: states {} {} and {} {}", h.dtype, h.shape, states[0].dtype,
+          states[0].shape);
   const int64_t T = states[0].shape[0], C = states[0].width();
-  WeightedSumOut out{ctx.activation(states[0].shape), ctx.activation({L})};
+  CHECK(ctx.device == Device::cpu || C <= 2048, "weighted_sum: {} channels, at most 2048", C);
+  WeightedSumOut out{ctx.activation(states[0].shape, states[0].dtype), ctx.activation({L})};
   if (ctx.dry) return out;
   ProfileScope profile(ctx.profile, "weighted_sum", 2.0 * L * T * C, 4.0 * (L + 1) * T * C);
+  if (ctx.device == Device::cuda)
+    return cuda::weighted_sum_forward(ctx, states, w, normalize, out), out;
   softmax(w.f32(), L, out.shares.f32());
   cpu::parallel_for(T, kRows, [&](int64_t begin, int64_t end) {
     std::array<const float*, kMaxStates> rows;
@@ -117,11 +122,13 @@ void weighted_sum_backward(Context& ctx, Tensor dy, std::span<const Tensor> stat
                            bool normalize, std::span<const Grad> dstates, Grad dw) {
   const auto L = static_cast<int64_t>(states.size());
   const int64_t T = dy.shape[0], C = dy.width(), chunks = (T + kRows - 1) / kRows;
+  ProfileScope profile(ctx.profile, "weighted_sum.backward", 4.0 * L * T * C,
+                       4.0 * (2 * L + 1) * T * C);
+  if (ctx.device == Device::cuda)
+    return cuda::weighted_sum_backward(ctx, dy, states, shares, normalize, dstates, dw);
   ScratchScope scratch(ctx.scratch);
   const Tensor partial = ctx.temporary({chunks * L}, Dtype::f64), rows = ctx.temporary({chunks, C});
   if (ctx.dry) return;
-  ProfileScope profile(ctx.profile, "weighted_sum.backward", 4.0 * L * T * C,
-                       4.0 * (2 * L + 1) * T * C);
   cpu::parallel_for(T, kRows, [&](int64_t begin, int64_t end) {
     const int64_t chunk = begin / kRows;
     double* g = partial.as<double>() + chunk * L;

@@ -18,13 +18,21 @@ struct WeightedSumOut {
   Tensor shares;  // [L] softmax(w), saved
 };
 
-// states: L of [T, C] f32, rows may be strided; w [L]. Every state is read once (twice from L1
-// where it is normalised): 4TC (L + 1) bytes.
+// states: L of [T, C] of one type, rows may be strided; w [L]. Every state is read once (twice from
+// L1 where it is normalised): 4TC (L + 1) bytes.
 WeightedSumOut weighted_sum_forward(Context& ctx, std::span<const Tensor> states, Tensor w,
                                     bool normalize);
 
 // dy [T, C] -> dstates[l] [T, C] each, dw [L]. dw sums over blocks of frames, then in f64.
 void weighted_sum_backward(Context& ctx, Tensor dy, std::span<const Tensor> states, Tensor shares,
                            bool normalize, std::span<const Grad> dstates, Grad dw);
+
+namespace cuda {  // weighted_sum.cu; C <= 2048
+[[gnu::weak]] void weighted_sum_forward(Context& ctx, std::span<const Tensor> states, Tensor w,
+                                        bool normalize, const WeightedSumOut& out);
+[[gnu::weak]] void weighted_sum_backward(Context& ctx, Tensor dy, std::span<const Tensor> states,
+                                         Tensor shares, bool normalize,
+                                         std::span<const Grad> dstates, Grad dw);
+}  // namespace cuda
 
 }  // namespace sft

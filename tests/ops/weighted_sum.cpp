@@ -53,6 +53,7 @@ OpSpec spec(const char* name, bool normalize) {
             const double n = static_cast<double>(c.T() * c.dims[0]), L = c.dims[1];
             return Cost{.bytes = 4 * (L + 1) * n, .flops = 2 * L * n};
           },
+      .cuda = true,
       // dw is a sum over all frames and channels, and a difference of such sums.
       .terms = 161 * 16,
       .step = 1e-6,  // small against the quiet states
