@@ -315,11 +315,18 @@ ConvStemOut conv_stem_forward(Context& ctx, Tensor samples, Tensor weight, Tenso
                               Slots slots) {
   const Stem stem = checked(samples, weight, bias, norm_weight, norm_bias, options, slots);
   const Shapes& s = stem.shapes;
-  ConvStemOut out{.y = ctx.activation({stem.rows(), s.C})};
+  CHECK(ctx.device == Device::cpu || s.C <= 512, "conv_stem: {} channels, at most 512", s.C);
+  ConvStemOut out{.y = ctx.activation({stem.rows(), s.C}, ctx.compute)};
   if (stem.group()) {
     out.mean = ctx.activation({slots.batch(), s.C});
     out.rstd = ctx.activation({slots.batch(), s.C});
   }
+  const double n = static_cast<double>(stem.rows() * s.C);
+  ProfileScope profile(ctx.dry ? nullptr : ctx.profile, "conv_stem", 2 * n * s.taps, 4 * n);
+  if (ctx.device == Device::cuda)
+    return cuda::conv_stem_forward(ctx, samples, weight, bias, norm_weight, norm_bias, options,
+                                   slots, out),
+           out;
   ScratchScope scratch(ctx.scratch);
   const float* panels = weight_panels(ctx, stem);
   Products products(ctx, stem);
@@ -327,8 +334,6 @@ ConvStemOut conv_stem_forward(Context& ctx, Tensor samples, Tensor weight, Tenso
   const auto chunks = chunks_of(ctx, stem, kForwardRows);
   const cpu::ThreadScratch threads(ctx, HWY_DYNAMIC_DISPATCH(stem_scratch)(s));
   if (ctx.dry) return out;
-  const double n = static_cast<double>(stem.rows() * s.C);
-  ProfileScope profile(ctx.profile, "conv_stem", 2 * n * s.taps, 4 * n);
   if (stem.group()) {
     products.compute(stem);
     group_statistics(stem, products, out.mean, out.rstd);
@@ -405,6 +410,12 @@ void conv_stem_backward(Context& ctx, Tensor dy, Tensor samples, Tensor weight, 
                         Grad dnorm_weight, Grad dnorm_bias) {
   const Stem stem = checked(samples, weight, bias, norm_weight, norm_bias, options, slots);
   const Shapes& s = stem.shapes;
+  const double n = static_cast<double>(stem.rows() * s.C);
+  ProfileScope profile(ctx.dry ? nullptr : ctx.profile, "conv_stem.backward", 4 * n * s.taps,
+                       4 * n);
+  if (ctx.device == Device::cuda)
+    return cuda::conv_stem_backward(ctx, dy, samples, weight, bias, norm_weight, norm_bias, mean,
+                                    rstd, options, slots, dweight, dbias, dnorm_weight, dnorm_bias);
   ScratchScope scratch(ctx.scratch);
   const float* panels = weight_panels(ctx, stem);
   Products products(ctx, stem);
@@ -414,8 +425,6 @@ void conv_stem_backward(Context& ctx, Tensor dy, Tensor samples, Tensor weight, 
   float* partial = ctx.temporary({count * kPartialRows * s.padded}).f32();
   const cpu::ThreadScratch threads(ctx, HWY_DYNAMIC_DISPATCH(stem_scratch)(s));
   if (ctx.dry) return;
-  const double n = static_cast<double>(stem.rows() * s.C);
-  ProfileScope profile(ctx.profile, "conv_stem.backward", 4 * n * s.taps, 4 * n);
   if (stem.group()) {
     products.compute(stem);
     affine.compute(stem, mean, rstd);

@@ -159,18 +159,25 @@ ConvStridedOut conv_strided_forward(Context& ctx, Tensor x, Tensor weight, Tenso
   const Conv conv{x, weight, bias, norm_weight, norm_bias, options, slots};
   check(conv);
   const int64_t rows = conv.rows(), C = conv.Cout(), padded = whole_tiles(C);
-  ConvStridedOut out{.y = ctx.activation({rows, C})};
-  if (options.keep) out.pre = ctx.activation({rows, C});
+  CHECK(ctx.device == Device::cpu || !norm_weight || C <= 1024,
+        "conv_strided: {} channels in a norm, at most 1024", C);
+  ConvStridedOut out{.y = ctx.activation({rows, C}, x.dtype)};
+  if (options.keep) out.pre = ctx.activation({rows, C}, x.dtype);
   if (options.keep && norm_weight) {
     out.mean = ctx.activation({rows, 1});
     out.rstd = ctx.activation({rows, 1});
   }
+  ProfileScope profile(ctx.dry ? nullptr : ctx.profile, "conv_strided", conv.flops(),
+                       4.0 * (x.count() + rows * C));
+  if (ctx.device == Device::cuda)
+    return cuda::conv_strided_forward(ctx, x, weight, bias, norm_weight, norm_bias, options, slots,
+                                      out),
+           out;
   ScratchScope scratch(ctx.scratch);
   const float* panels = forward_panels(ctx, conv);
   const int64_t step = padded + cpu::kProductGap;
   const cpu::ThreadScratch threads(ctx, cpu::kProductCopy + cpu::kProductRows * step);
   if (ctx.dry) return out;
-  ProfileScope profile(ctx.profile, "conv_strided", conv.flops(), 4.0 * (x.count() + rows * C));
   cpu::parallel_for(rows, cpu::product_chunk(rows), [&](int64_t begin, int64_t end) {
     float *copy = threads.mine(), *sums = copy + cpu::kProductCopy;
     HWY_DYNAMIC_DISPATCH(strided_product)
@@ -380,6 +387,12 @@ void conv_strided_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Ten
   const Conv conv{x, weight, {}, norm_weight, norm_bias, options, slots};
   check(conv);
   const int64_t C = conv.Cout(), padded = whole_tiles(C);
+  ProfileScope profile(ctx.dry ? nullptr : ctx.profile, "conv_strided.backward", 2 * conv.flops(),
+                       4.0 * (2 * x.count() + 2 * conv.rows() * C));
+  if (ctx.device == Device::cuda)
+    return cuda::conv_strided_backward(ctx, dy, x, weight, norm_weight, norm_bias, pre, mean, rstd,
+                                       options, slots, dx, dweight, dbias, dnorm_weight,
+                                       dnorm_bias);
   ScratchScope scratch(ctx.scratch);
   const int64_t lead = (conv.taps() + options.stride - 1) / options.stride - 1;
   const int64_t count = (lead + conv.rows()) * padded;
@@ -388,8 +401,6 @@ void conv_strided_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Ten
       cpu::row_chunks(ctx, slots.batch(), 2 * kInputs, [&](int b) { return conv.valid(b); });
   const auto chunk_count = static_cast<int64_t>(chunks.size());
   float* partial = ctx.temporary({chunk_count * 3 * C}).f32();
-  ProfileScope profile(ctx.dry ? nullptr : ctx.profile, "conv_strided.backward", 2 * conv.flops(),
-                       4.0 * (2 * x.count() + 2 * conv.rows() * C));
   if (!ctx.dry) {
     unfinish(conv, dy, {.pre = pre, .mean = mean, .rstd = rstd}, dpre, chunks, partial);
     sum_partials(partial, chunk_count, C, 0, dnorm_weight);

@@ -39,4 +39,16 @@ void conv_strided_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Ten
                            const ConvStrided& conv, Slots slots, Grad dx, Grad dweight, Grad dbias,
                            Grad dnorm_weight, Grad dnorm_bias);
 
+namespace cuda {  // conv_strided.cu; with a norm Cout <= 1024
+[[gnu::weak]] void conv_strided_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias,
+                                        Tensor norm_weight, Tensor norm_bias,
+                                        const ConvStrided& conv, Slots slots,
+                                        const ConvStridedOut& out);
+[[gnu::weak]] void conv_strided_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight,
+                                         Tensor norm_weight, Tensor norm_bias, Tensor pre,
+                                         Tensor mean, Tensor rstd, const ConvStrided& conv,
+                                         Slots slots, Grad dx, Grad dweight, Grad dbias,
+                                         Grad dnorm_weight, Grad dnorm_bias);
+}  // namespace cuda
+
 }  // namespace sft

@@ -34,9 +34,10 @@ Tensor wave_norm(Context& ctx, Tensor wave, Slots slots, double eps) {
   CHECK(wave.shape == Shape{slots.rows()}, "wave_norm: wave is {}, the slots have {} samples",
         wave.shape, slots.rows());
   const Tensor out = ctx.activation(wave.shape);
-  if (ctx.dry) return out;
   const double samples = slots.rows();
-  ProfileScope profile(ctx.profile, "wave_norm", 8 * samples, 8 * samples);
+  ProfileScope profile(ctx.dry ? nullptr : ctx.profile, "wave_norm", 8 * samples, 8 * samples);
+  if (ctx.device == Device::cuda) return cuda::wave_norm(ctx, wave, slots, eps, out), out;
+  if (ctx.dry) return out;
   cpu::parallel_for(slots.batch(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       float* y = out.f32() + slots.starts[b];

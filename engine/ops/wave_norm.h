@@ -10,4 +10,8 @@ namespace sft {
 // wave [S] f32 -> [S]. Samples of a slot behind its valid ones become exactly 0.
 Tensor wave_norm(Context& ctx, Tensor wave, Slots slots, double eps);
 
+namespace cuda {  // wave_norm.cu
+[[gnu::weak]] void wave_norm(Context& ctx, Tensor wave, Slots slots, double eps, Tensor out);
+}
+
 }  // namespace sft

@@ -46,13 +46,30 @@ void scale_columns(const float* v, const double* factors, int64_t rows, int64_t 
   });
 }
 
+// Of parameters on a device, where g cannot be compared with the one before: every change of it is
+// announced (weights_changed), so a form of g that has to be made anew tells.
+Tensor kept_on_cuda(Context& ctx, Tensor g, Tensor v) {
+  bool made = false, g_changed = false;
+  const auto make = [&](float* w) { cuda::weight_norm_forward(ctx, g, v, w), made = true; };
+  float* w = derived(ctx, v.data, fnv1a("weight_norm"), v.count(), make);
+  derived(ctx, g.data, fnv1a("weight_norm.g"), 1, [&](float*) { g_changed = true; });
+  if (ctx.dry) cuda::weight_norm_forward(ctx, g, v, w);  // for its scratch
+  if (g_changed && !made) {
+    make(w);
+    ctx.prepared.weights_changed(w, v.bytes());
+  }
+  return Tensor(w, v.shape, Dtype::f32, Device::cuda);
+}
+
 }  // namespace
 
 Tensor weight_norm_forward(Context& ctx, Tensor g, Tensor v) {
   const int64_t K = v.width(), rows = v.rows(), count = v.count();
   CHECK(v.shape.rank() == 3 && g.count() == K, "weight_norm: g is {}, v is {}", g.shape, v.shape);
   const bool kept = ctx.prepared.owns(v.data) && ctx.prepared.owns(g.data);
+  if (ctx.device == Device::cuda && kept) return kept_on_cuda(ctx, g, v);
   const Tensor out = kept ? Tensor() : ctx.activation(v.shape);
+  if (ctx.device == Device::cuda) return cuda::weight_norm_forward(ctx, g, v, out.f32()), out;
   ScratchScope scratch(ctx.scratch);
   double* partial = doubles(ctx, partial_count(rows, K));
   double* factors = doubles(ctx, K);
@@ -82,12 +99,14 @@ Tensor weight_norm_forward(Context& ctx, Tensor g, Tensor v) {
 
 void weight_norm_backward(Context& ctx, Tensor dw, Tensor g, Tensor v, Grad dg, Grad dv) {
   const int64_t K = v.width(), rows = v.rows();
+  ProfileScope profile(ctx.dry ? nullptr : ctx.profile, "weight_norm.backward", 8.0 * v.count(),
+                       20.0 * v.count());
+  if (ctx.device == Device::cuda) return cuda::weight_norm_backward(ctx, dw, g, v, dg, dv);
   ScratchScope scratch(ctx.scratch);
   double* partial = doubles(ctx, partial_count(rows, K));
   double* squares = doubles(ctx, K);
   double* products = doubles(ctx, K);
   if (ctx.dry) return;
-  ProfileScope profile(ctx.profile, "weight_norm.backward", 8.0 * v.count(), 20.0 * v.count());
   const float *d = dw.f32(), *x = v.f32();
   square_sums(x, rows, K, partial, squares);
   sum_columns(rows, K, partial, products, [=](int64_t r, int64_t j) {

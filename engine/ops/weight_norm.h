@@ -15,4 +15,10 @@ namespace sft {
 Tensor weight_norm_forward(Context& ctx, Tensor g, Tensor v);
 void weight_norm_backward(Context& ctx, Tensor dw, Tensor g, Tensor v, Grad dg, Grad dv);
 
+namespace cuda {  // weight_norm.cu
+[[gnu::weak]] void weight_norm_forward(Context& ctx, Tensor g, Tensor v, float* w);
+[[gnu::weak]] void weight_norm_backward(Context& ctx, Tensor dw, Tensor g, Tensor v, Grad dg,
+                                        Grad dv);
+}  // namespace cuda
+
 }  // namespace sft

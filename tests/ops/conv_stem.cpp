@@ -65,12 +65,15 @@ OpSpec spec(const char* name, bool bias, StemNorm norm) {
                     {.frames = {2100}, .dims = {7, 16, 7, 70}},
                     {.frames = {60, 1}, .dims = {3, 2, 2, 20}},
                     {.frames = {}, .dims = {4, 10, 5, 320}},
+                    {.frames = {640, 100}, .dims = {264, 10, 5, 320}},
                     {.frames = {80000, 79999}, .dims = {512, 10, 5, 320}, .bench = true}},
           .inputs = inputs,
           .oracle = oracle,
           .run = run,
           .cost = cost,
+          .cuda = true,
           .terms = 640,
+          .gradient_roundings = 0,  // all of them are f32
           .packs = false};
 }
 
@@ -79,36 +82,32 @@ const RegisterOp layer(spec("conv_stem_layer", true, StemNorm::layer));
 const RegisterOp none(spec("conv_stem_none", true, StemNorm::none));
 
 struct Result {
-  std::vector<float> y, dweight, dbias;
+  std::vector<double> y, dweight, dbias;
 };
 
 Result run_pack(std::span<const int32_t> lengths, const Array& samples, const Array& weight,
-                const Array& dy) {
-  OpRun run(/*poison=*/true);
+                const Array& dy, Where where) {
+  OpRun run(/*poison=*/true, 0, 0, where);
   Tape tape(run.ctx);
   const SlotList slots(lengths, 320);
   const Array ones{.shape = {9}, .data = std::vector<double>(9, 1)};
   const std::vector<Array> arrays{samples, weight, ones, ones};
   const std::vector<Var> in = run.place(tape, arrays);
   const Var y = conv_stem(tape, in[0], in[1], {}, in[2], in[3], {}, slots.view());
-  Array seed = dy;
-  seed.gradient = false;
-  tape.seed(y, run.place(tape, std::vector<Array>{seed})[0]);
+  tape.seed(y, run.write(dy, y.value.dtype));
   tape.backward();
-  const auto floats = [](Tensor t) { return std::vector<float>(t.f32(), t.f32() + t.count()); };
-  return {floats(y), floats(tape.gradient(in[1])), floats(tape.gradient(in[3]))};
+  const auto values = [](Tensor t) { return OpRun::read(t).data; };
+  return {values(y), values(tape.gradient(in[1])), values(tape.gradient(in[3]))};
 }
 
-}  // namespace
-
-TEST_CASE("conv_stem: packed, each utterance has the bits it has alone, and nothing leaks") {
+void check_pack(Where where) {
   const std::vector<int32_t> lengths{719, 400, 401, 1200};
   const SlotList list(lengths, 320), next = list.next(10, 5);
   const Slots slots = list.view(), out = next.view();
   Fill fill(11);
   Array samples = fill.normal({slots.rows()}, 0.1), dy = fill.normal({out.rows(), 9});
   const Array weight = fill.normal({9, 1, 10});
-  const Result whole = run_pack(lengths, samples, weight, dy);
+  const Result whole = run_pack(lengths, samples, weight, dy, where);
   std::vector<double> dweight(weight.data.size());
   for (int b = 0; b < slots.batch(); ++b) {
     const int64_t s0 = slots.starts[b], s1 = slots.starts[b + 1];
@@ -116,8 +115,8 @@ TEST_CASE("conv_stem: packed, each utterance has the bits it has alone, and noth
     Array part{.shape = {s1 - s0}, .data = {samples.data.begin() + s0, samples.data.begin() + s1}};
     Array part_dy{.shape = {(y1 - y0) / 9, 9},
                   .data = {dy.data.begin() + y0, dy.data.begin() + y1}};
-    const Result alone = run_pack(std::span(lengths).subspan(b, 1), part, weight, part_dy);
-    EXPECT(alone.y == std::vector<float>(whole.y.begin() + y0, whole.y.begin() + y1));
+    const Result alone = run_pack(std::span(lengths).subspan(b, 1), part, weight, part_dy, where);
+    EXPECT(alone.y == std::vector<double>(whole.y.begin() + y0, whole.y.begin() + y1));
     for (size_t i = 0; i < dweight.size(); ++i) dweight[i] += alone.dweight[i];
   }
   for (size_t i = 0; i < dweight.size(); ++i)
@@ -129,10 +128,22 @@ TEST_CASE("conv_stem: packed, each utterance has the bits it has alone, and noth
     for (int64_t t = out.starts[b] + out.valid[b]; t < out.starts[b + 1]; ++t)
       for (int64_t c = 0; c < 9; ++c) dy.at(t, c) = NAN;
   }
-  const Result after = run_pack(lengths, samples, weight, dy);
+  const Result after = run_pack(lengths, samples, weight, dy, where);
   EXPECT(whole.y == after.y);
   EXPECT(whole.dweight == after.dweight);
   EXPECT(whole.dbias == after.dbias);
+}
+
+}  // namespace
+
+TEST_CASE("conv_stem: packed, each utterance has the bits it has alone, and nothing leaks") {
+  check_pack({});
+}
+
+TEST_CASE("conv_stem: the same on a device") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  check_pack({Device::cuda, Dtype::f32});
+  check_pack({Device::cuda, Dtype::bf16});
 }
 
 }  // namespace sft

@@ -35,6 +35,7 @@ OpSpec spec(const char* name, bool bias, bool norm) {
     const double deviation = 1 / std::sqrt(static_cast<double>(Cin * K));
     std::vector<Array> in{fill.normal({slots_of(c.frames, kHop).view().rows(), Cin}),
                           fill.normal({Cout, Cin, K}, deviation)};
+    in[0].per_frame = true;  // activations, of the type that the run computes in
     for (int i = 0; i < bias + 2 * norm; ++i) in.push_back(fill.normal({Cout}));
     return in;
   };
@@ -44,19 +45,27 @@ OpSpec spec(const char* name, bool bias, bool norm) {
     return Cost{.bytes = 4 * (rows * c.dims[0] + out), .flops = 2 * out * c.dims[0] * c.dims[2]};
   };
   return {.name = name,
-          .cases = {{.frames = {5}, .dims = {3, 5, 2, 2}},
+          .cases = {{.frames = {5}, .dims = {3, 13, 2, 2}},
                     {.frames = {31, 2, 72, 48}, .dims = {7, 33, 3, 2}},
-                    {.frames = {25, 40}, .dims = {4, 9, 7, 3}},  // taps of three rows
+                    {.frames = {25, 40}, .dims = {4, 17, 7, 3}},  // taps of three rows
                     {.frames = {150, 100}, .dims = {50, 49, 3, 2}},
-                    {.frames = {9}, .dims = {2, 4, 1, 1}},
+                    {.frames = {9}, .dims = {2, 12, 1, 1}},
                     {.frames = {}, .dims = {4, 4, 3, 2}},
+                    {.frames = {48}, .dims = {16, 136, 3, 2}},  // edges of the tiles of a GPU
+                    {.frames = {24}, .dims = {48, 8, 3, 2}},
+                    {.frames = {4100}, .dims = {2, 20, 2, 2}},  // a split sum
                     {.frames = {12800, 12768}, .dims = {512, 512, 3, 2}, .bench = true},
                     {.frames = {1600, 1584}, .dims = {512, 512, 2, 2}, .bench = true}},
           .inputs = inputs,
           .oracle = oracle,
           .run = run,
           .cost = cost,
+          .cuda = true,
           .terms = 512,
+          // y; with a norm also what it gets: over few channels times about two, times its weight
+          .roundings = norm ? 5.0 : 1.0,
+          // pre (in the slope, and in what the norm gets), dpre, dx
+          .gradient_roundings = norm ? 8.0 : 3.0,
           .packs = false};
 }
 
@@ -66,34 +75,31 @@ const RegisterOp normed(spec("conv_strided_norm", true, true));
 
 // One convolution of a pack, forward and backward.
 struct Result {
-  std::vector<float> y, dx, dweight;
+  std::vector<double> y, dx, dweight;
 };
 
-Result run_pack(std::span<const int32_t> rows, const Array& x, const Array& weight,
-                const Array& dy) {
-  OpRun run(/*poison=*/true);
+Result run_pack(std::span<const int32_t> rows, const Array& x, const Array& weight, const Array& dy,
+                Where where) {
+  OpRun run(/*poison=*/true, 0, 0, where);
   Tape tape(run.ctx);
   const SlotList slots(rows, 4);
-  const std::vector<Array> arrays{x, weight};
+  std::vector<Array> arrays{x, weight};
+  arrays[0].per_frame = true;
   const std::vector<Var> in = run.place(tape, arrays);
   const Var y = conv_strided(tape, in[0], in[1], {}, {}, {}, 2, 0, slots.view());
-  Array seed = dy;
-  seed.gradient = false;
-  tape.seed(y, run.place(tape, std::vector<Array>{seed})[0]);
+  tape.seed(y, run.write(dy, y.value.dtype));
   tape.backward();
-  const auto floats = [](Tensor t) { return std::vector<float>(t.f32(), t.f32() + t.count()); };
-  return {floats(y), floats(tape.gradient(in[0])), floats(tape.gradient(in[1]))};
+  const auto values = [](Tensor t) { return OpRun::read(t).data; };
+  return {values(y), values(tape.gradient(in[0])), values(tape.gradient(in[1]))};
 }
 
-}  // namespace
-
-TEST_CASE("conv_strided: what lies between slots changes no bit") {
+void check_between_slots(Where where) {
   const std::vector<int32_t> rows{9, 4, 13};
   Fill fill(3);
   Array x = fill.normal({32, 5});
   const Array weight = fill.normal({6, 5, 3});
   Array dy = fill.normal({16, 6});
-  const Result before = run_pack(rows, x, weight, dy);
+  const Result before = run_pack(rows, x, weight, dy, where);
   const SlotList list(rows, 4);
   const Slots slots = list.view();
   const SlotList next = list.next(3, 2);
@@ -104,13 +110,13 @@ TEST_CASE("conv_strided: what lies between slots changes no bit") {
     for (int64_t t = out.starts[b] + out.valid[b]; t < out.starts[b + 1]; ++t)
       for (int64_t o = 0; o < 6; ++o) dy.at(t, o) = NAN;
   }
-  const Result after = run_pack(rows, x, weight, dy);
+  const Result after = run_pack(rows, x, weight, dy, where);
   EXPECT(before.y == after.y);
   EXPECT(before.dx == after.dx);
   EXPECT(before.dweight == after.dweight);
 }
 
-TEST_CASE("conv_strided: packed, each utterance has the bits it has alone") {
+void check_alone(Where where) {
   const std::vector<int32_t> rows{401, 7, 33, 96};
   const SlotList list(rows, 4), next = list.next(3, 2);
   const Slots slots = list.view(), out = next.view();
@@ -122,32 +128,53 @@ TEST_CASE("conv_strided: packed, each utterance has the bits it has alone") {
     return Array{.shape = {last - first, C},
                  .data = {a.data.begin() + first * C, a.data.begin() + last * C}};
   };
-  const Result whole = run_pack(rows, x, weight, dy);
+  const Result whole = run_pack(rows, x, weight, dy, where);
   for (int b = 0; b < slots.batch(); ++b) {
     const int64_t x0 = slots.starts[b], x1 = slots.starts[b + 1];
     const int64_t y0 = out.starts[b], y1 = out.starts[b + 1];
     const Result alone =
-        run_pack(std::span(rows).subspan(b, 1), cut(x, x0, x1), weight, cut(dy, y0, y1));
-    EXPECT(alone.y == std::vector<float>(whole.y.begin() + y0 * 17, whole.y.begin() + y1 * 17));
-    EXPECT(alone.dx == std::vector<float>(whole.dx.begin() + x0 * 20, whole.dx.begin() + x1 * 20));
+        run_pack(std::span(rows).subspan(b, 1), cut(x, x0, x1), weight, cut(dy, y0, y1), where);
+    const auto part = [](const std::vector<double>& v, int64_t first, int64_t last) {
+      return std::vector<double>(v.begin() + first, v.begin() + last);
+    };
+    EXPECT(alone.y == part(whole.y, y0 * 17, y1 * 17));
+    EXPECT(alone.dx == part(whole.dx, x0 * 20, x1 * 20));
   }
 }
 
-TEST_CASE("conv_strided: forward alone gives the bits of forward for backward") {
+void check_forward_alone(Where where) {
   const std::vector<int32_t> rows{50, 31};
   const SlotList list(rows, 4);
   Fill fill(5);
-  const std::vector<Array> arrays{fill.normal({list.view().rows(), 6}), fill.normal({9, 6, 3}),
-                                  fill.normal({9}), fill.normal({9}), fill.normal({9})};
-  std::vector<std::vector<float>> ys;
+  std::vector<Array> arrays{fill.normal({list.view().rows(), 6}), fill.normal({9, 6, 3}),
+                            fill.normal({9}), fill.normal({9}), fill.normal({9})};
+  arrays[0].per_frame = true;
+  std::vector<std::vector<double>> ys;
   for (const bool recording : {true, false}) {
-    OpRun run(/*poison=*/true);
+    OpRun run(/*poison=*/true, 0, 0, where);
     Tape tape(run.ctx, recording);
     const std::vector<Var> in = run.place(tape, arrays);
     const Tensor y = conv_strided(tape, in[0], in[1], in[2], in[3], in[4], 2, kEps, list.view());
-    ys.emplace_back(y.f32(), y.f32() + y.count());
+    ys.push_back(OpRun::read(y).data);
   }
   EXPECT(ys[0] == ys[1]);
+}
+
+}  // namespace
+
+TEST_CASE("conv_strided: what lies between slots changes no bit") { check_between_slots({}); }
+TEST_CASE("conv_strided: packed, each utterance has the bits it has alone") { check_alone({}); }
+TEST_CASE("conv_strided: forward alone gives the bits of forward for backward") {
+  check_forward_alone({});
+}
+
+TEST_CASE("conv_strided: the same three on a device") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  for (const Dtype compute : {Dtype::f32, Dtype::bf16}) {
+    check_between_slots({Device::cuda, compute});
+    check_alone({Device::cuda, compute});
+    check_forward_alone({Device::cuda, compute});
+  }
 }
 
 }  // namespace sft

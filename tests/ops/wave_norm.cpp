@@ -6,19 +6,20 @@
 #include "tests/op_spec.h"
 
 namespace sft {
+namespace {
 
-TEST_CASE("wave_norm: each utterance over its own samples, tails of slots zero") {
+void check_utterances(Where where) {
   const std::vector<int32_t> lengths{400, 719, 1};
   const SlotList list(lengths, 320);
   const Slots slots = list.view();
   Fill fill(2);
   Array samples = fill.normal({slots.rows()}, 0.01);
   for (double& x : samples.data) x = static_cast<float>(x + 0.5);  // an offset 50 times the signal
-  OpRun run(/*poison=*/true);
+  OpRun run(/*poison=*/true, 0, 0, where);
   Tape tape(run.ctx);
   const Tensor wave = run.place(tape, std::vector<Array>{samples})[0];
   const double eps = 1e-7;
-  const Tensor y = wave_norm(run.ctx, wave, slots, eps);
+  const Array y = OpRun::read(wave_norm(run.ctx, wave, slots, eps));
   for (int b = 0; b < slots.batch(); ++b) {
     const double* x = samples.data.data() + slots.starts[b];
     double mean = 0, variance = 0;
@@ -26,23 +27,37 @@ TEST_CASE("wave_norm: each utterance over its own samples, tails of slots zero")
     for (int i = 0; i < lengths[b]; ++i) variance += (x[i] - mean) * (x[i] - mean) / lengths[b];
     for (int i = 0; i < slots.starts[b + 1] - slots.starts[b]; ++i) {
       const double expected = i < lengths[b] ? (x[i] - mean) / std::sqrt(variance + eps) : 0;
-      const float ours = y.f32()[slots.starts[b] + i];
+      const double ours = y.data[slots.starts[b] + i];
       EXPECT(std::abs(ours - expected) <= 1e-6 * std::abs(expected) + 1e-12);
       if (i >= lengths[b]) EXPECT(ours == 0);
     }
   }
 }
 
-TEST_CASE("wave_norm: silence stays silence, no utterance is fine") {
-  OpRun run(/*poison=*/true);
+void check_silence(Where where) {
+  OpRun run(/*poison=*/true, 0, 0, where);
   Tape tape(run.ctx);
   const SlotList list(std::vector<int32_t>{500}, 320);
   const Array silence{.shape = {640}, .data = std::vector<double>(640)};
-  const Tensor y =
-      wave_norm(run.ctx, run.place(tape, std::vector<Array>{silence})[0], list.view(), 1e-5);
-  for (int i = 0; i < 640; ++i) EXPECT(y.f32()[i] == 0);
+  const Array y = OpRun::read(
+      wave_norm(run.ctx, run.place(tape, std::vector<Array>{silence})[0], list.view(), 1e-5));
+  for (int i = 0; i < 640; ++i) EXPECT(y.data[i] == 0);
   const SlotList empty(std::vector<int32_t>{}, 320);
   EXPECT(wave_norm(run.ctx, run.ctx.activation({0}), empty.view(), 1e-5).count() == 0);
+}
+
+}  // namespace
+
+TEST_CASE("wave_norm: each utterance over its own samples, tails of slots zero") {
+  check_utterances({});
+}
+
+TEST_CASE("wave_norm: silence stays silence, no utterance is fine") { check_silence({}); }
+
+TEST_CASE("wave_norm: the same on a device") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  check_utterances({Device::cuda, Dtype::f32});
+  check_silence({Device::cuda, Dtype::bf16});
 }
 
 TEST_CASE("slots: rows of each convolution of the front end") {

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "autograd/functions.h"
+#include "engine/cuda/runtime.h"
 #include "tests/doctest.h"
 #include "tests/op_spec.h"
 
@@ -42,11 +43,43 @@ const RegisterOp weight_norm_op(OpSpec{
           return Cost{.bytes = 12.0 * c.dims[0] * c.dims[1] * c.dims[2],
                       .flops = 3.0 * c.dims[0] * c.dims[1] * c.dims[2]};
         },
+    .cuda = true,
     .terms = 640,
+    .roundings = 0,  // g, v and w are parameters: f32
+    .gradient_roundings = 0,
     .packs = false,
 });
 
 }  // namespace
+
+TEST_CASE("weight_norm: on a device, of parameters, made again when a change is announced") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  OpRun run(/*poison=*/false, 0, 0, {Device::cuda, Dtype::f32});
+  Fill fill(7);
+  Tape tape(run.ctx);
+  const Array first{.shape = {2}, .data = {1, 3}}, second{.shape = {2}, .data = {2, 3}};
+  const std::vector<Var> in =
+      run.place(tape, std::vector<Array>{first, fill.normal({6, 2, 2}), second});
+  const Tensor g = in[0], v = in[1];
+  for (const Tensor& parameter : {g, v})
+    run.prepared.add_parameters(parameter.data, parameter.bytes());
+  const Tensor w = weight_norm_forward(run.ctx, g, v);
+  const std::vector<double> before = OpRun::read(w).data;
+  int made = 0;
+  const auto count = [&](float*) { ++made; };
+  derived(run.ctx, w.data, fnv1a("test"), 1, count);
+  EXPECT(weight_norm_forward(run.ctx, g, v).data == w.data);
+  derived(run.ctx, w.data, fnv1a("test"), 1, count);
+  EXPECT(made == 1);
+
+  run.ctx.gpu->copy(g.data, in[2].value.data, g.bytes());
+  run.prepared.weights_changed(g.data, g.bytes());
+  EXPECT(weight_norm_forward(run.ctx, g, v).data == w.data);
+  const std::vector<double> after = OpRun::read(w).data;
+  for (size_t i = 0; i < after.size(); ++i) EXPECT(after[i] == before[i] * (i % 2 ? 1 : 2));
+  derived(run.ctx, w.data, fnv1a("test"), 1, count);
+  EXPECT(made == 2);
+}
 
 TEST_CASE("weight_norm: of parameters, kept until g or v changes") {
   OpRun run(/*poison=*/false);
