@@ -234,14 +234,16 @@ PosConvOut pos_conv_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias, 
   const Conv conv = checked(x, weight, groups, segments);
   const int64_t C = conv.C();
   CHECK(bias.shape == Shape{C}, "pos_conv: bias is {}, x {}", bias.shape, x.shape);
-  PosConvOut out{.y = ctx.activation(x.shape)};
-  if (keep) out.pre = ctx.activation(x.shape);
+  PosConvOut out{.y = ctx.activation(x.shape, x.dtype)};
+  if (keep) out.pre = ctx.activation(x.shape, x.dtype);
+  ProfileScope profile(ctx.dry ? nullptr : ctx.profile, "pos_conv", conv.flops(), 8.0 * conv.T * C);
+  if (ctx.device == Device::cuda)
+    return cuda::pos_conv_forward(ctx, x, weight, bias, groups, segments, out), out;
   ScratchScope scratch(ctx.scratch);
   const float* panels = panels_of(ctx, conv, false);
   float* turned = ctx.temporary({C * conv.step()}).f32();
   const auto chunks = chunks_of(ctx, conv);
   if (ctx.dry) return out;
-  ProfileScope profile(ctx.profile, "pos_conv", conv.flops(), 8.0 * conv.T * C);
   turn(conv, x, turned);
   convolve(conv, turned, panels, conv.taps() / 2, chunks,
            [&](int64_t t, int64_t c, int64_t n, const float* sums) {
@@ -348,10 +350,12 @@ void input_gradient(Context& ctx, const Conv& conv, Tensor dy, Tensor dpre, Grad
 void pos_conv_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Tensor pre, int groups,
                        Segments segments, Grad dx, Grad dweight, Grad dbias) {
   const Conv conv = checked(x, weight, groups, segments);
-  ScratchScope scratch(ctx.scratch);
-  const Tensor dpre = ctx.temporary(x.shape);
   ProfileScope profile(ctx.dry ? nullptr : ctx.profile, "pos_conv.backward", 2 * conv.flops(),
                        16.0 * x.count());
+  if (ctx.device == Device::cuda)
+    return cuda::pos_conv_backward(ctx, dy, x, weight, pre, groups, segments, dx, dweight, dbias);
+  ScratchScope scratch(ctx.scratch);
+  const Tensor dpre = ctx.temporary(x.shape);
   if (!ctx.dry)
     cpu::parallel_for(conv.T, 64, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t)

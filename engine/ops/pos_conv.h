@@ -23,4 +23,12 @@ PosConvOut pos_conv_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias, 
 void pos_conv_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Tensor pre, int groups,
                        Segments segments, Grad dx, Grad dweight, Grad dbias);
 
+namespace cuda {  // pos_conv.cu
+[[gnu::weak]] void pos_conv_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias, int groups,
+                                    Segments segments, const PosConvOut& out);
+[[gnu::weak]] void pos_conv_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Tensor pre,
+                                     int groups, Segments segments, Grad dx, Grad dweight,
+                                     Grad dbias);
+}  // namespace cuda
+
 }  // namespace sft
