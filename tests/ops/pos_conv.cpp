@@ -35,6 +35,9 @@ const RegisterOp pos_conv_op(OpSpec{
               {.frames = {31, 130, 2}, .dims = {48, 1, 16}},
               {.frames = {40, 5}, .dims = {34, 2, 40}},
               {.frames = {}, .dims = {8, 2, 4}},
+              {.frames = {150}, .dims = {32, 2, 4}},  // edges of the tiles of a GPU
+              {.frames = {3, 10}, .dims = {136, 2, 3}},
+              {.frames = {2100}, .dims = {2, 1, 2}},  // a split sum
               {.frames = {250, 250, 250, 250}, .dims = {768, 16, 128}, .bench = true},
               {.frames = {250, 250, 250, 250}, .dims = {1024, 16, 128}, .bench = true}},
     .inputs =
@@ -53,7 +56,9 @@ const RegisterOp pos_conv_op(OpSpec{
           const double n = static_cast<double>(c.T() * c.dims[0]);
           return Cost{.bytes = 8 * n, .flops = 2 * n * c.dims[0] / c.dims[1] * c.dims[2]};
         },
+    .cuda = true,
     .terms = 768,
+    .gradient_roundings = 3,  // pre (in the slope), dpre, dx
 });
 
 }  // namespace
