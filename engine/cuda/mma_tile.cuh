@@ -8,11 +8,12 @@
 // Work     a block of 8 warps per kM x kN tile; kStages stages of 64 bytes of depth in shared
 //          memory, copied ahead by cp.async; rows 16 bytes apart modulo 128, so that ldmatrix meets
 //          no bank twice. bf16: mma.m16n8k16; f32: the same fragments by plain FMAs (the twin).
-//          The sums go through shared memory, so that they are stored in vectors of 8 along rows
-// Cost     bf16: bound by mma.sync (about 60 % of the device's peak) from 128 x 128 tiles on
-// Numbers  f32 sums in ascending k; the same bits every run. Splits of the depth are the caller's
-// to
-//          add up
+//          With a window (rows of all of A's overlap lie in shared memory once, `stride` numbers
+//          each, a tap after the other) only B is copied in stages. The sums go through shared
+//          memory, so that they are stored in vectors of 8 along rows
+// Cost     a 128 x 128 tile takes 64 FLOP (bf16) for each byte copied from the L2 cache; one of
+//          128 x 64 takes 43, with a window 128
+// Numbers  f32 sums in ascending k; the same bits every run. The caller adds up splits of the depth
 #pragma once
 
 #include <algorithm>
@@ -46,16 +47,31 @@ Operand<T> operand(const T* data, int64_t stride, int64_t rows, int64_t columns,
 
 constexpr int kTileThreads = 256, kStages = 4;
 
-template <class T, int kM, int kN>
+// By columns, as overlapping rows of whole taps: A's columns are taps of `stride` numbers each, and
+// tap j of row m is tap 0 of row m + j.
+constexpr int kWindowTaps = 128, kWindowStride = 64;  // at most; strides are multiples of 16
+
+template <class T>
+bool fits_window(const Operand<T>& a) {
+  return a.whole && a.stride % 16 == 0 && a.stride <= kWindowStride && a.columns % a.stride == 0 &&
+         a.columns / a.stride <= kWindowTaps;
+}
+
+template <class T, int kM, int kN, bool kWindow>
 struct TileShared {
   static constexpr int kDepth = 64 / sizeof(T);  // of a stage
   static constexpr int kPad = 16 / sizeof(T);
   static constexpr int kPitch = kDepth + kPad;
-  struct alignas(16) Stage {
-    T a[kM * kPitch], b[kN * kPitch];  // by rows: [kDepth][kM + kPad], [kDepth][kN + kPad]
+  struct alignas(16) Stage {  // by rows: [kDepth][kM + kPad], [kDepth][kN + kPad]
+    T b[kN * kPitch];
+    T a[kWindow ? kPad : kM * kPitch];
+  };
+  struct Copies {
+    Stage stages[kStages];
+    T window[kWindow ? (kM + kWindowTaps) * (kWindowStride + kPad) : kPad];
   };
   union {
-    Stage stages[kStages];
+    Copies copies;
     float sums[kM][kN + 4];
   };
   int place[kM];
@@ -80,11 +96,26 @@ __device__ __forceinline__ void copy_tile(const Operand<T>& from, int64_t row, i
   }
 }
 
+// The rows that the windows from row m0 on overlap, and one more (a stage may reach past the last
+// tap), stride + 16 bytes apart.
+template <int kM, class T>
+__device__ __forceinline__ void copy_window(const Operand<T>& a, int64_t m0, T* to) {
+  constexpr int kChunk = 16 / sizeof(T);
+  const int stride = static_cast<int>(a.stride), per_row = stride / kChunk;
+  const int chunks = (kM + static_cast<int>(a.columns) / stride) * per_row;
+  for (int i = threadIdx.x; i < chunks; i += kTileThreads) {
+    const int64_t offset = m0 * stride + int64_t{i} * kChunk;
+    const bool there = offset < a.end;
+    cp_async_16(to + i / per_row * (stride + kChunk) + i % per_row * kChunk,
+                there ? a.data + offset : a.data, there);
+  }
+}
+
 // acc += 64 bytes of depth of the warp's share of a stage: kMT x kNT tiles of 16 x 8. a, b: its
-// first row (by rows: column) in the stage.
+// first row (by rows: column); at: where each 16 numbers of depth begin in the rows of A.
 template <bool kByRows, int kMT, int kNT>
-__device__ __forceinline__ void multiply(const bf16* a, int a_pitch, const bf16* b, int b_pitch,
-                                         float (&acc)[kMT][kNT][4]) {
+__device__ __forceinline__ void multiply(const bf16* a, int a_pitch, const int (&at)[2],
+                                         const bf16* b, int b_pitch, float (&acc)[kMT][kNT][4]) {
   const int l = lane(), row = l % 8, low = l / 8 % 2 * 8, high = l / 16 * 8;
 #pragma unroll
   for (int k = 0; k < 32; k += 16) {
@@ -94,7 +125,7 @@ __device__ __forceinline__ void multiply(const bf16* a, int a_pitch, const bf16*
       if constexpr (kByRows)
         ldmatrix_x4_trans(as[i], a + (k + high + row) * a_pitch + 16 * i + low);
       else
-        ldmatrix_x4(as[i], a + (16 * i + low + row) * a_pitch + k + high);
+        ldmatrix_x4(as[i], a + (16 * i + low + row) * a_pitch + at[k / 16] + high);
 #pragma unroll
     for (int j = 0; j < kNT; j += 2) {
       uint32_t both[4];
@@ -112,15 +143,16 @@ __device__ __forceinline__ void multiply(const bf16* a, int a_pitch, const bf16*
 }
 
 template <bool kByRows, int kMT, int kNT>
-__device__ __forceinline__ void multiply(const float* a, int a_pitch, const float* b, int b_pitch,
-                                         float (&acc)[kMT][kNT][4]) {
+__device__ __forceinline__ void multiply(const float* a, int a_pitch, const int (&at)[1],
+                                         const float* b, int b_pitch, float (&acc)[kMT][kNT][4]) {
   const int g = lane() / 4, t = lane() % 4 * 2;
 #pragma unroll 4
   for (int k = 0; k < 16; ++k) {
     float as[kMT][2], bs[kNT][2];
 #pragma unroll
     for (int i = 0; i < 2 * kMT; ++i)
-      as[i / 2][i % 2] = kByRows ? a[k * a_pitch + 8 * i + g] : a[(8 * i + g) * a_pitch + k];
+      as[i / 2][i % 2] =
+          kByRows ? a[k * a_pitch + 8 * i + g] : a[(8 * i + g) * a_pitch + at[0] + k];
 #pragma unroll
     for (int j = 0; j < 2 * kNT; ++j)
       bs[j / 2][j % 2] = kByRows ? b[k * b_pitch + j / 2 * 8 + t + j % 2]
@@ -140,15 +172,15 @@ __device__ __forceinline__ void multiply(const float* a, int a_pitch, const floa
 //   +
 //                                                            split. Columns past N are zero
 // Split s has the depths [s * split, (s + 1) * split); split is a multiple of 32.
-template <bool kByRows, int kM, int kN, class T, class Finish>
+template <bool kByRows, int kM, int kN, bool kWindow, class T, class Finish>
 __global__ void __launch_bounds__(kTileThreads, 2)
     product_kernel(Operand<T> a, Operand<T> b, int splits, int64_t split, Finish finish) {
-  using Shared = TileShared<T, kM, kN>;
+  using Shared = TileShared<T, kM, kN, kWindow>;
   constexpr int kDepth = Shared::kDepth;
-  constexpr int kPitchA = (kByRows ? kM : kDepth) + Shared::kPad;
   constexpr int kPitchB = (kByRows ? kN : kDepth) + Shared::kPad;
   constexpr int kWarpsN = kN / 32, kRows = kM / (8 / kWarpsN), kMT = kRows / 16, kNT = 4;
   Shared& shared = shared_memory<Shared>();
+  const int a_pitch = Shared::kPad + (kWindow ? static_cast<int>(a.stride) : kByRows ? kM : kDepth);
   const int64_t M = kByRows ? a.columns : a.rows, N = kByRows ? b.columns : b.rows;
   const int64_t m0 = blockIdx.y * int64_t{kM}, n0 = blockIdx.x * int64_t{kN};
   const int batch = blockIdx.z / splits;
@@ -160,28 +192,38 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 
   const auto copy = [&](int step) {
     if (step < steps) {
-      typename Shared::Stage& stage = shared.stages[step % kStages];
+      typename Shared::Stage& stage = shared.copies.stages[step % kStages];
       const int64_t k = first + step * int64_t{kDepth};
       if constexpr (kByRows) {
         copy_tile<kDepth, kM>(a, k, m0, stage.a);
         copy_tile<kDepth, kN>(b, k, n0, stage.b);
       } else {
-        copy_tile<kM, kDepth>(a, m0, k, stage.a);
+        if constexpr (!kWindow) copy_tile<kM, kDepth>(a, m0, k, stage.a);
         copy_tile<kN, kDepth>(b, n0, k, stage.b);
       }
     }
     cp_async_commit();
   };
+  if constexpr (kWindow) copy_window<kM>(a, m0, shared.copies.window);
   for (int step = 0; step < kStages - 1; ++step) copy(step);
 
   const int row = warp() / kWarpsN * kRows, column = warp() % kWarpsN * 32;  // of the warp's share
   float acc[kMT][kNT][4] = {};
+  int tap = 0, number = 0;  // of a window: where the next 16 of depth begin
   for (int step = 0; step < steps; ++step) {
     cp_async_wait<kStages - 2>();
     __syncthreads();  // this stage is there for all; the one copied to next is no longer read
     copy(step + kStages - 1);
-    const typename Shared::Stage& stage = shared.stages[step % kStages];
-    multiply<kByRows>(stage.a + (kByRows ? row : row * kPitchA), kPitchA,
+    const typename Shared::Stage& stage = shared.copies.stages[step % kStages];
+    int at[kDepth / 16];
+#pragma unroll
+    for (int i = 0; i < kDepth / 16; ++i) {
+      at[i] = kWindow ? tap * a_pitch + number : 16 * i;
+      number += 16;
+      if (number == a.stride) number = 0, ++tap;
+    }
+    const T* as = kWindow ? shared.copies.window : stage.a;
+    multiply<kByRows>(as + (kByRows ? row : row * a_pitch), a_pitch, at,
                       stage.b + (kByRows ? column : column * kPitchB), kPitchB, acc);
   }
   cp_async_wait<0>();
@@ -218,14 +260,14 @@ inline Splits splits_of(int64_t depth, int64_t least, int most) {
   return {static_cast<int>(count), std::max<int64_t>(each, 32)};
 }
 
-template <bool kByRows, int kM, int kN, class T, class Finish>
+template <bool kByRows, int kM, int kN, bool kWindow = false, class T, class Finish>
 void product(Context& ctx, const Operand<T>& a, const Operand<T>& b, int64_t batch, Splits splits,
              const Finish& finish) {
   const int64_t M = kByRows ? a.columns : a.rows, N = kByRows ? b.columns : b.rows;
-  launch(product_kernel<kByRows, kM, kN, T, Finish>,
+  launch(product_kernel<kByRows, kM, kN, kWindow, T, Finish>,
          dim3(ceil_div(N, kN), ceil_div(M, kM), batch * splits.count), dim3(kTileThreads),
-         sizeof(TileShared<T, kM, kN>), ctx.gpu->stream(), a, b, splits.count, splits.depth,
-         finish);
+         sizeof(TileShared<T, kM, kN, kWindow>), ctx.gpu->stream(), a, b, splits.count,
+         splits.depth, finish);
 }
 
 // Finish: the sums of each z as they are, [z][rows][columns].

@@ -1,16 +1,14 @@
 // conv_stem.cu: the first convolution of a front end, from one channel, with its norm and GELU.
 //
-// Layout   samples [S] f32 in slots; y, dy [T0, C] f32 or bf16, C <= 512; weight [C, 1, K], K <=
-// 16;
-//          mean, rstd [B, C] and all of the parameters f32
+// Layout   samples [S] f32 in slots; y, dy [T0, C] f32 or bf16, C <= 512; weight [C, 1, K],
+//          K <= 16, mean, rstd [B, C] and all other parameters f32
 // Work     group norm: sums of products of the samples of each window, kParts blocks per utterance;
 //          mean and variance of each channel from these. Then blocks of 256 threads, 16 rows at a
 //          time: a thread convolves 4 channels x 8 rows (weights in registers, the norm folded into
 //          them) into shared memory, and a warp per row norms over channels, applies GELU, stores.
 //          backward: the same rows again; then a thread owns 2 channels and sums over the rows
-// Cost     y is written once and nothing else is large: 2 T0 C bytes as bf16, about 140
-// instructions
-//          for 4 channels of a row (GELU 80, FMA 40): bound by arithmetic on an H200
+// Cost     y is written once and nothing else is large: 2 T0 C bytes as bf16. About 140
+//          instructions for 4 channels of a row (GELU 80, FMA 40): bound by issuing them
 // Numbers  f64 statistics (a quiet signal on an offset keeps its bits), f32 sums in a fixed order
 #include <algorithm>
 

@@ -4,8 +4,7 @@
 // Layout   x [T, Cin], y, pre, dy [T / s, Cout], dx f32 or bf16; with a norm Cout <= 1024; weights
 //          and their gradients f32, laid as [Cout, K Cin] and, for dx, [Cin, taps Cout] per phase
 //          of the stride, in the type of x (derived)
-// Work     forward: one product, rows s Cin apart, K Cin deep; bias and GELU as the sums are
-// stored.
+// Work     forward: one product, rows s Cin apart, K Cin deep; bias and GELU as sums are stored.
 //          With a norm: the sums, then a warp per row.
 //          backward: a warp per row for dpre; dx: a product per phase over rows of dpre that lie
 //          side by side; dweight: a product over rows, split, the splits added up in order

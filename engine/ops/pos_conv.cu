@@ -1,17 +1,15 @@
 // pos_conv.cu: grouped convolution over the frames of each utterance, with GELU and the residual.
 //
-// Layout   x, y, pre, dy, dx [T, C] f32 or bf16; weight [C, C / G, K], bias and their gradients
-// f32;
+// Layout   x, y, pre, dy, dx [T, C] f32 or bf16; weight [C, C / G, K], bias, their gradients f32;
 //          weights laid as [C, K, C / G] in the type of x, and for dx with inputs and outputs
 //          changed and the taps in reverse (derived)
-// Work     x (backward: dpre) is laid as [G, P, C / G], zero rows around every utterance: then all
-// K
-//          taps of a frame lie side by side, and a frame is a row of a product that overlaps the
-//          next (mma_tile.cuh), K C / G deep, a product per group. Bias, GELU and residual as the
-//          sums are stored. dx: the same over dpre. dweight: a product over rows, split
-// Cost     2 T C C / G K FLOP forward, twice that backward; P = T + (B + 1) K / 2. A stage's rows
-// come
-//          from the L2 cache, each number K times: bound by that, at 43 FLOP a byte
+// Work     x (backward: dpre) is laid as [G, P, C / G], zero rows around every utterance: all taps of
+//          a frame then lie side by side, and a frame is a row of a product that overlaps the next
+//          (mma_tile.cuh), K C / G deep, a product per group. 16 to 64 channels in 16s and up
+//          to 128 taps keep their window in shared memory. Bias, GELU and residual as the sums are
+//          stored. dx: the same over dpre. dweight: a product over rows, split
+// Cost     2 T C C / G K FLOP forward, twice that backward; P = T + (B + 1) K / 2. Weights stream
+//          from the L2 cache, 128 FLOP a byte; dweight (no window): 43 FLOP a byte, bound by that
 // Numbers  f32 sums; pre and dpre are rounded to the type of x; the same bits every run
 #include "engine/cuda/column_sums.cuh"
 #include "engine/cuda/conv_taps.h"
@@ -186,9 +184,12 @@ template <class T>
 void convolve(Context& ctx, const Conv& conv, const T* spaced, const T* weight,
               const StoreFrames<T>& store) {
   const int64_t n = conv.channels(), width = conv.width();
-  product<false, 128, 64>(ctx, conv.windows(spaced, store.left),
-                          operand(weight, width, n, width, n * width, n * width), conv.groups, {},
-                          store);
+  const auto a = conv.windows(spaced, store.left);
+  const auto b = operand(weight, width, n, width, n * width, n * width);
+  if (fits_window(a))
+    product<false, 128, 64, true>(ctx, a, b, conv.groups, {}, store);
+  else
+    product<false, 128, 64>(ctx, a, b, conv.groups, {}, store);
 }
 
 template <class T>
@@ -208,7 +209,7 @@ void weight_gradient(Context& ctx, const Conv& conv, Tensor x, const Spaced& fra
   ScratchScope scratch(ctx.scratch);
   const int64_t n = conv.channels(), rows = conv.rows() - conv.left();
   const T* xs = space_rows<T>(ctx, conv, {conv.of<T>(x), conv.of<T>({})}, frames);
-  const Splits splits = splits_of(rows, 1024, 2);
+  const Splits splits = splits_of(rows, 512, 2);
   float* sums = ctx.temporary({conv.C() * splits.count * conv.width()}).f32();
   if (ctx.dry) return;
   const auto a = operand(dpre + conv.left() * n, n, rows, n, rows * n, conv.rows() * n);

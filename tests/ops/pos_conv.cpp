@@ -37,7 +37,7 @@ const RegisterOp pos_conv_op(OpSpec{
               {.frames = {}, .dims = {8, 2, 4}},
               {.frames = {150}, .dims = {32, 2, 4}},  // edges of the tiles of a GPU
               {.frames = {3, 10}, .dims = {136, 2, 3}},
-              {.frames = {2100}, .dims = {2, 1, 2}},  // a split sum
+              {.frames = {1030}, .dims = {2, 1, 2}},  // a split sum
               {.frames = {250, 250, 250, 250}, .dims = {768, 16, 128}, .bench = true},
               {.frames = {250, 250, 250, 250}, .dims = {1024, 16, 128}, .bench = true}},
     .inputs =
