@@ -3,7 +3,7 @@
 // Layout   x, y, pre, dy, dx [T, C] f32 or bf16; weight [C, C / G, K], bias, their gradients f32;
 //          weights laid as [C, K, C / G] in the type of x, and for dx with inputs and outputs
 //          changed and the taps in reverse (derived)
-// Work     x (backward: dpre) is laid as [G, P, C / G], zero rows around every utterance: all taps of
+// Work     x (backward: dpre) is laid as [G, P, C / G], zero rows around each utterance: all taps of
 //          a frame then lie side by side, and a frame is a row of a product that overlaps the next
 //          (mma_tile.cuh), K C / G deep, a product per group. 16 to 64 channels in 16s and up
 //          to 128 taps keep their window in shared memory. Bias, GELU and residual as the sums are
