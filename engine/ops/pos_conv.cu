@@ -3,11 +3,11 @@
 // Layout   x, y, pre, dy, dx [T, C] f32 or bf16; weight [C, C / G, K], bias, their gradients f32;
 //          weights laid as [C, K, C / G] in the type of x, and for dx with inputs and outputs
 //          changed and the taps in reverse (derived)
-// Work     x (backward: dpre) is laid as [G, P, C / G], zero rows around each utterance: all taps of
-//          a frame then lie side by side, and a frame is a row of a product that overlaps the next
-//          (mma_tile.cuh), K C / G deep, a product per group. 16 to 64 channels in 16s and up
-//          to 128 taps keep their window in shared memory. Bias, GELU and residual as the sums are
-//          stored. dx: the same over dpre. dweight: a product over rows, split
+// Work     x (backward: dpre) is laid as [G, P, C / G], zero rows around each utterance: all taps
+//          of a frame then lie side by side, and a frame is a row of a product that overlaps the
+//          next one's (mma_tile.cuh), K C / G deep, a product per group. 16 to 64 channels in 16s
+//          and up to 128 taps keep their window in shared memory. Bias, GELU and residual as sums
+//          are stored. dx: the same over dpre. dweight: a product over rows, split
 // Cost     2 T C C / G K FLOP forward, twice that backward; P = T + (B + 1) K / 2. Weights stream
 //          from the L2 cache, 128 FLOP a byte; dweight (no window): 43 FLOP a byte, bound by that
 // Numbers  f32 sums; pre and dpre are rounded to the type of x; the same bits every run
