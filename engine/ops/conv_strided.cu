@@ -305,9 +305,9 @@ void conv_strided_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Ten
       launch(conv_dpre_kernel<T>, dim3(ceil_div(lead + rows, kWarps), ceil_div(C, kColumns)),
              dim3(32 * kWarps), 0, ctx.gpu->stream(), before, valid, static_cast<int>(lead), rows,
              to);
-    if (dbias) column_sums<1>(ctx, BiasSums<T>{own, static_cast<int>(C)}, rows, C, {dbias});
+    if (dbias) sum_columns<1>(ctx, BiasSums<T>{own, static_cast<int>(C)}, rows, C, {dbias});
     if (dnorm_weight || dnorm_bias)
-      column_sums<2>(ctx, NormSums<T>{before, valid}, rows, C, {dnorm_weight, dnorm_bias});
+      sum_columns<2>(ctx, NormSums<T>{before, valid}, rows, C, {dnorm_weight, dnorm_bias});
     if (dx) input_gradient(ctx, conv, to, lead, dx);
     if (dweight) weight_gradient<T>(ctx, conv, own.data, dweight);
   });

@@ -243,7 +243,7 @@ void pos_conv_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Tensor 
   with_element(x.dtype, [&]<class T>() {
     const T* dpre = space_rows<T>(ctx, conv, {conv.of<T>(dy), conv.of<T>(pre)}, frames);
     if (dbias)
-      column_sums<1>(ctx, BiasSums<T>{matrix<T>(dy), matrix<T>(pre), static_cast<int>(conv.C())},
+      sum_columns<1>(ctx, BiasSums<T>{matrix<T>(dy), matrix<T>(pre), static_cast<int>(conv.C())},
                      x.rows(), conv.C(), {dbias});
     if (dweight) weight_gradient<T>(ctx, conv, x, frames, dpre, dweight);
     if (dx) input_gradient<T>(ctx, conv, dy, frames, dpre, dx);
