@@ -5,7 +5,7 @@
 
 namespace sft::cuda {
 
-// to [width] (+)= sum_i partial[i * stride + c], i < count, in ascending order.
+// to [width] (+)= sum_i partial[i * stride + c], i < count, in an order that count alone decides.
 void sum_partials(Context& ctx, const float* partial, int64_t count, int64_t stride, int64_t width,
                   Grad to);
 

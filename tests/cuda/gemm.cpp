@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "engine/cuda/runtime.h"
+#include "engine/ops/linear.h"
 #include "tests/doctest.h"
 #include "tests/op_spec.h"
 
@@ -77,6 +78,24 @@ TEST_CASE("cuda gemm: layouts, types and ends") {
         for (const End& end : {End{}, End{.beta = true}, End{.bias = true},
                                End{.bias = true, .beta = true, .from = true}})
           check_product(run, transpose_a, transpose_b, in, out, end);
+}
+
+TEST_CASE("cuda gemm: the bf16 copy of a parameter is made once, and again when it changes") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  OpRun run(/*poison=*/true, 0, 0, {Device::cuda, Dtype::bf16});
+  const Tensor weight = run.write({.shape = {1, 1}, .data = {3}}, Dtype::f32);
+  run.prepared.add_parameters(weight.data, weight.bytes());
+  const auto product = [&] {
+    const Tensor y =
+        linear_forward(run.ctx, run.write({.shape = {1, 1}, .data = {2}}, Dtype::bf16), weight, {});
+    return OpRun::read(y).data[0];
+  };
+  EXPECT(product() == 6);
+  const float changed = 5;
+  run.ctx.gpu->upload(weight.data, &changed, sizeof changed);
+  EXPECT(product() == 6);
+  run.prepared.weights_changed(weight.data, weight.bytes());
+  EXPECT(product() == 10);
 }
 
 TEST_CASE("cuda gemm: a sum of nothing") {
