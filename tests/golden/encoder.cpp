@@ -77,8 +77,14 @@ double error_of_state(Tensor state, const GoldenFile& values, const std::string&
 
 namespace {
 
-// Allowed relative errors of states, and of the last one.
-void check_states(Where where, double allowed, double allowed_at_end) {
+// f32: 1e-5, and 5e-5 at the end. bf16: 1.1 times what PyTorch's autocast is off by in these
+// models, whose sharp attention makes more of a rounding than a real one does.
+double allowed_error(const GoldenFile& values, Dtype compute, int64_t samples, int l, int count) {
+  if (compute == Dtype::f32) return l + 1 < count ? 1e-5 : 5e-5;
+  return 1.1 * values.values(fmt::format("autocast.{}", samples))[l];
+}
+
+void check_states(Where where) {
   for (const char* name : kModels) {
     Golden golden(name, false, where);
     const std::vector<int64_t> lengths = {400, 21920, 99200};
@@ -95,7 +101,9 @@ void check_states(Where where, double allowed, double allowed_at_end) {
             golden.host);
         const double error =
             error_of_state(rows, golden.values, fmt::format("hidden.{}.{}", lengths[b], l));
-        EXPECT_MESSAGE(error <= (l + 1 < packed.count ? allowed : allowed_at_end),
+        const double allowed =
+            allowed_error(golden.values, where.compute, lengths[b], l, packed.count);
+        EXPECT_MESSAGE(error <= allowed,
                        fmt::format("{}, {} samples, state {}: {:.3g}", name, lengths[b], l, error));
       }
   }
@@ -174,16 +182,14 @@ void check_gradients(Where where) {
 
 }  // namespace
 
-TEST_CASE("golden: hidden states equal transformers', alone and packed") {
-  check_states({}, 1e-5, 5e-5);
-}
+TEST_CASE("golden: hidden states equal transformers', alone and packed") { check_states({}); }
 TEST_CASE("golden: hidden states on cuda, exact") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  check_states({Device::cuda, Dtype::f32}, 1e-5, 5e-5);
+  check_states({Device::cuda, Dtype::f32});
 }
 TEST_CASE("golden: hidden states on cuda, bf16") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  check_states({Device::cuda, Dtype::bf16}, 1.5e-2, 1.5e-2);
+  check_states({Device::cuda, Dtype::bf16});
 }
 
 TEST_CASE("golden: gradients of CTC equal PyTorch's in float64, with and without recomputation") {

@@ -59,13 +59,17 @@ def write_shards(path, weights):
         f.write('\n')
 
 
-def hidden(model, name):
-    """hidden.SAMPLES.LAYER [rows, C], norm.SAMPLES [L + 1] of the whole states; seed = samples."""
+def hidden(model, single, name):
+    """hidden.SAMPLES.LAYER [rows, C], norm.SAMPLES [L + 1] of the whole states, autocast.SAMPLES [L + 1] what PyTorch's
+    bf16 autocast of the float32 model is off by, relatively; seed = samples."""
     out = {}
     for n, stride in LENGTHS.items():
-        with torch.no_grad(): hs = states(model, name, signal(n, n))
+        with torch.no_grad():
+            hs = states(model, name, signal(n, n))
+            with torch.autocast('cpu', dtype=torch.bfloat16): rough = states(single, name, signal(n, n))
         out |= {f'hidden.{n}.{l}': h[::stride] for l, h in enumerate(hs)}
         out[f'norm.{n}'] = torch.stack([h.norm() for h in hs])
+        out[f'autocast.{n}'] = torch.stack([(r.double() - h).norm() / h.norm() for r, h in zip(rough, hs)])
     return out
 
 
@@ -92,8 +96,8 @@ def main():
     for name in MODELS:
         write_folder(name)
         model = load(name)
-        save(name, hidden(model, name) | gradients(model, name))
         single = load(name, torch.float32)
+        save(name, hidden(model, single, name) | gradients(model, name))
         with torch.no_grad():
             for n in LENGTHS:
                 a, b = last_state(single, name, signal(n, n)).double(), last_state(model, name, signal(n, n))

@@ -113,7 +113,7 @@ def last_state(model, name, samples):
 
 def states(model, name, samples):
     """-> [T, C] for 0 ... L, the last one after the final norm of pre-LN models."""
-    out = model(prepare(name, samples), output_hidden_states=True)
+    out = model(prepare(name, samples, next(model.parameters()).dtype), output_hidden_states=True)
     return [h[0] for h in out.hidden_states[:-1]] + [out.last_hidden_state[0]]
 
 
