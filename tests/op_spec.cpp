@@ -57,6 +57,19 @@ double OpSpec::gradient_tolerance(Dtype compute) const {
   return (64 + 8 * std::sqrt(terms)) * 0x1p-23 + 1e-6 + rounded(compute, gradient_roundings);
 }
 
+std::span<int32_t> as_integers(const Var& on_host) {
+  const std::span<const float> from = as_floats(on_host);
+  auto* to = static_cast<int32_t*>(on_host.value.data);
+  for (size_t i = 0; i < from.size(); ++i) {
+    const auto number = static_cast<int32_t>(from[i]);
+    std::memcpy(to + i, &number, sizeof(number));
+  }
+  return {to, from.size()};
+}
+std::span<const float> as_floats(const Var& on_host) {
+  return {on_host.value.f32(), static_cast<size_t>(on_host.value.count())};
+}
+
 std::vector<OpSpec>& op_specs() {
   static std::vector<OpSpec> specs;
   return specs;
@@ -86,6 +99,11 @@ std::string no_gpu() {
     return error.message;
   }
   return "";
+}
+
+std::vector<Where> everywhere() {
+  if (!no_gpu().empty()) return {{}};
+  return {{}, {Device::cuda, Dtype::f32}, {Device::cuda, Dtype::bf16}};
 }
 
 OpRun::OpRun(bool poison, uint64_t seed, uint32_t update, Where where)

@@ -94,6 +94,10 @@ struct OpSpec {
 
 std::vector<OpSpec>& op_specs();
 
+// The numbers of an input on the host, as what ops take: in place, so they live as long.
+std::span<int32_t> as_integers(const Var& on_host);
+std::span<const float> as_floats(const Var& on_host);
+
 struct RegisterOp {
   explicit RegisterOp(OpSpec spec) { op_specs().push_back(std::move(spec)); }
 };
@@ -110,6 +114,8 @@ struct Where {
   Device device = Device::cpu;
   Dtype compute = Dtype::f32;
 };
+// The CPU, and the device if there is one, in f32 and bf16.
+std::vector<Where> everywhere();
 // The device that Device::cuda means in this process; fails where there is none.
 cuda::Runtime& shared_gpu();
 std::string no_gpu();  // why there is none; empty if there is

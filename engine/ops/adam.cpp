@@ -5,18 +5,6 @@
 #include "engine/cpu/simd-inl.h"
 #include "engine/ops/adam.h"
 
-#ifndef SFT_ADAM_SCALARS
-#define SFT_ADAM_SCALARS
-namespace sft {
-// AdamStep with everything that is the same for all elements worked out.
-struct AdamScalars {
-  float clip, decay, shrink;  // g' = clip g + decay p; p starts from shrink p
-  float beta1, one_minus_beta1, beta2, one_minus_beta2;
-  float rate, root_scale, eps;  // p -= rate m / (root_scale sqrt(v) + eps)
-};
-}  // namespace sft
-#endif
-
 HWY_BEFORE_NAMESPACE();
 namespace sft::HWY_NAMESPACE {
 
@@ -72,10 +60,11 @@ void adam(Context& ctx, Tensor p, Tensor g, Tensor m, Tensor v, const AdamStep& 
         "adam: p is {}, g {}, m {}, v {}", p.shape, g.shape, m.shape, v.shape);
   CHECK(p.dense() && g.dense() && m.dense() && v.dense(), "adam: buffers must be dense");
   CHECK(step.step >= 1, "adam: step is {}, the first one is 1", step.step);
-  if (ctx.dry) return;
   const int64_t n = p.count();
   ProfileScope profile(ctx.profile, "adam", 14.0 * n, 28.0 * n);
   const AdamScalars s = scalars(step);
+  if (ctx.device == Device::cuda) return cuda::adam(ctx, p, g, m, v, s);
+  if (ctx.dry) return;
   float *const weights = p.f32(), *const grads = g.f32(), *const m1 = m.f32(), *const m2 = v.f32();
   cpu::parallel_for(n, kGrain, [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(adam_range)

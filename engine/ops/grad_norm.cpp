@@ -47,11 +47,12 @@ double grad_norm(Context& ctx, std::span<const Tensor> ranges) {
     most = std::max(most, (range.count() + kChunk - 1) / kChunk);
     elements += range.count();
   }
+  ProfileScope profile(ctx.profile, "grad_norm", 2.0 * elements, 4.0 * elements);
+  if (ctx.device == Device::cuda) return cuda::grad_norm(ctx, ranges);
   ScratchScope scratch(ctx.scratch);
   auto* partial =
       static_cast<double*>(ctx.scratch.take(most * static_cast<int64_t>(sizeof(double))));
   if (ctx.dry) return 0;
-  ProfileScope profile(ctx.profile, "grad_norm", 2.0 * elements, 4.0 * elements);
   double total = 0;
   for (const Tensor& range : ranges) {
     const float* x = range.f32();

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "engine/cuda/emulator/thread_order.h"
 #include "engine/ops/grad_norm.h"
 #include "tests/doctest.h"
 #include "tests/op_spec.h"
@@ -34,33 +35,41 @@ void naive(Moments& s, const std::vector<double>& g, const AdamStep& a) {
   }
 }
 
-Tensor view(std::vector<float>& x) {
-  return Tensor(x.data(), Shape{static_cast<int64_t>(x.size())});
+Array constant(int64_t n, double value) {
+  return {.shape = {n}, .data = std::vector<double>(n, value)};
 }
 
-// Ten updates against the naive ones; returns the largest error of p in units of lr.
-double ten_updates(int64_t n, AdamStep a) {
-  OpRun run(/*poison=*/true);
+// Ten updates against the naive ones; returns the largest error of p in units of lr. The buffers
+// start `offset` elements behind an aligned address.
+double ten_updates(Where where, int64_t n, int64_t offset, AdamStep a) {
+  OpRun run(/*poison=*/true, 0, 0, where);
   Fill fill(static_cast<uint64_t>(n));
+  const auto placed = [&](const Array& values) {
+    Array all = constant(n + offset, 7);
+    std::copy(values.data.begin(), values.data.end(), all.data.begin() + offset);
+    return run.write(all, Dtype::f32).slice(offset, n);
+  };
   const Array start = fill.normal({n});
   Moments expected{start.data, std::vector<double>(n), std::vector<double>(n)};
-  std::vector<float> p(start.data.begin(), start.data.end()), m(n), v(n);
+  const Tensor p = placed(start), m = placed(constant(n, 0)), v = placed(constant(n, 0));
   for (a.step = 1; a.step <= 10; ++a.step) {
     const Array grad = fill.normal({n}, 0.1);
-    std::vector<float> g(grad.data.begin(), grad.data.end());
     naive(expected, grad.data, a);
-    adam(run.ctx, view(p), view(g), view(m), view(v), a);
+    adam(run.ctx, p, placed(grad), m, v, a);
   }
+  const Array got = OpRun::read(p);
   double worst = 0;
-  for (int64_t i = 0; i < n; ++i) worst = std::max(worst, std::abs(p[i] - expected.p[i]) / a.lr);
+  for (int64_t i = 0; i < n; ++i)
+    worst = std::max(worst, std::abs(got.data[i] - expected.p[i]) / a.lr);
   return worst;
 }
 
 }  // namespace
 
 TEST_CASE("adam: ten updates against the reference") {
-  for (const int64_t n : {1, 7, 31, 1000, 200003}) {
+  const auto check = [](Where where, int64_t n, int64_t offset) {
     DOCTEST_CAPTURE(n);
+    DOCTEST_CAPTURE(offset);
     for (const bool decoupled : {false, true}) {
       const AdamStep a{.lr = 1e-2f,
                        .beta1 = 0.9f,
@@ -71,57 +80,65 @@ TEST_CASE("adam: ten updates against the reference") {
                        .clip_factor = 0.7f};
       // ten updates, three roundings of p each (the factor of p, its product, the difference) by
       // up to half an ulp of |p| < 8
-      EXPECT(ten_updates(n, a) < 10 * 3 * 0x1p-22 / a.lr);
+      EXPECT(ten_updates(where, n, offset, a) < 10 * 3 * 0x1p-22 / a.lr);
     }
-  }
+  };
+  for (const Where where : everywhere())
+    for (const int64_t n : {1, 7, 31, 1000}) check(where, n, 0), check(where, n, 1);
+  check({}, 200003, 0);
 }
 
 TEST_CASE("adam: what it refuses") {
   OpRun run(true);
-  std::vector<float> four(4), five(5);
-  const auto step = [&](std::vector<float>& g, int64_t number) {
-    return test::error_of([&, number] {
-      adam(run.ctx, view(four), view(g), view(four), view(four), AdamStep{.step = number});
-    });
+  const Tensor four = run.ctx.activation({4}), five = run.ctx.activation({5});
+  const auto step = [&](Tensor g, int64_t number) {
+    return test::error_of(
+        [&, number] { adam(run.ctx, four, g, four, four, AdamStep{.step = number}); });
   };
   EXPECT(step(five, 1).message.find("adam: p is [4], g [5]") != std::string::npos);
   EXPECT(step(four, 0).message.find("step is 0") != std::string::npos);
 }
 
 TEST_CASE("grad_norm: sum of squares over ranges, empty ones too") {
-  OpRun run(true);
-  Fill fill(5);
-  double expected = 0;
-  std::vector<std::vector<float>> buffers;
-  for (const int64_t n : {1, 0, 33, 100001}) {
-    const Array a = fill.normal({n});
-    for (const double x : a.data) expected += x * x;
-    buffers.emplace_back(a.data.begin(), a.data.end());
+  for (const Where where : everywhere()) {
+    OpRun run(true, 0, 0, where);
+    Fill fill(5);
+    double expected = 0;
+    std::vector<Tensor> ranges;
+    for (const int64_t n : {1, 0, 33, 40001}) {
+      const Array a = fill.normal({n});
+      for (const double x : a.data) expected += x * x;
+      ranges.push_back(run.write(a, Dtype::f32));
+    }
+    ranges.push_back(ranges.back().slice(3, 2222));  // starts anywhere
+    for (const double x : OpRun::read(ranges.back()).data) expected += x * x;
+    const double got = grad_norm(run.ctx, ranges);
+    EXPECT(got == doctest::Approx(expected).epsilon(1e-13));
+    EXPECT(grad_norm(run.ctx, {}) == 0);
+    const int threads = omp_get_max_threads();
+    omp_set_num_threads(1);
+    const cuda::emulator::OtherThreadOrder other;
+    EXPECT(grad_norm(run.ctx, ranges) == got);
+    omp_set_num_threads(threads);
   }
-  std::vector<Tensor> ranges;
-  for (std::vector<float>& b : buffers) ranges.push_back(view(b));
-  EXPECT(grad_norm(run.ctx, ranges) == doctest::Approx(expected).epsilon(1e-13));
-  EXPECT(grad_norm(run.ctx, {}) == 0);
-  const int threads = omp_get_max_threads();
-  const double some = grad_norm(run.ctx, ranges);
-  omp_set_num_threads(1);
-  EXPECT(grad_norm(run.ctx, ranges) == some);
-  omp_set_num_threads(threads);
 }
 
 TEST_CASE("grad_norm: non-finite if any element is") {
-  OpRun run(true);
-  const float infinity = std::numeric_limits<float>::infinity();
-  for (const float bad : {std::nanf(""), infinity, -infinity}) {
-    for (const size_t at : {0, 40000, 99999}) {
-      std::vector<float> x(100000, 1.0f);
-      const Tensor range = view(x);
-      EXPECT(std::isfinite(grad_norm(run.ctx, {&range, 1})));
-      x[at] = bad;
-      EXPECT(!std::isfinite(grad_norm(run.ctx, {&range, 1})));
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (const Where where : everywhere()) {
+    OpRun run(true, 0, 0, where);
+    const auto norm = [&](const Array& x) {
+      const Tensor range = run.write(x, Dtype::f32);
+      return grad_norm(run.ctx, {&range, 1});
+    };
+    EXPECT(std::isfinite(norm(constant(40000, 1))));
+    for (const double bad : {std::nan(""), infinity, -infinity}) {
+      for (const size_t at : {0, 17000, 39999}) {
+        Array x = constant(40000, 1);
+        x.data[at] = bad;
+        EXPECT(!std::isfinite(norm(x)));
+      }
     }
+    EXPECT(std::isfinite(norm(constant(1000, 3e38))));  // its square overflows f32
   }
-  std::vector<float> large(1000, 3e38f);  // its square overflows f32
-  const Tensor range = view(large);
-  EXPECT(std::isfinite(grad_norm(run.ctx, {&range, 1})));
 }
