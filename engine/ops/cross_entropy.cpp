@@ -60,8 +60,9 @@ CrossEntropyOut cross_entropy_forward(Context& ctx, Tensor logits,
       fail(Kind::input, "cross_entropy: the label of row {} is {} (expected 0 to {})", n, labels[n],
            V - 1);
   const CrossEntropyOut out{ctx.activation({N}), ctx.activation({N})};
-  if (ctx.dry) return out;
   ProfileScope profile(ctx.profile, "cross_entropy", 16.0 * N * V, 4.0 * N * V);
+  if (ctx.device == Device::cuda) return cuda::cross_entropy_forward(ctx, logits, labels, out), out;
+  if (ctx.dry) return out;
   float *const losses = out.losses.f32(), *const lse = out.lse.f32();
   cpu::parallel_for(N, kRows, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
@@ -77,8 +78,11 @@ void cross_entropy_backward(Context& ctx, Tensor logits, std::span<const int32_t
   const int64_t N = logits.rows(), V = logits.width();
   CHECK(static_cast<int64_t>(weights.size()) == N, "cross_entropy: {} weights, logits are {}",
         weights.size(), logits.shape);
-  if (ctx.dry || !dlogits) return;
+  if (!dlogits) return;
   ProfileScope profile(ctx.profile, "cross_entropy.backward", 16.0 * N * V, 8.0 * N * V);
+  if (ctx.device == Device::cuda)
+    return cuda::cross_entropy_backward(ctx, logits, labels, weights, lse, dlogits);
+  if (ctx.dry) return;
   cpu::parallel_for(N, kRows, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       HWY_DYNAMIC_DISPATCH(row_gradient)

@@ -15,12 +15,21 @@ struct CrossEntropyOut {
   Tensor lse;     // [N] log sum exp, saved
 };
 
-// logits [N, V] f32; labels [N] in [0, V): another label is Kind::input, before anything is
-// computed.
+// logits [N, V], rows may be strided; labels [N] in [0, V): another label is Kind::input, before
+// anything is computed.
 CrossEntropyOut cross_entropy_forward(Context& ctx, Tensor logits, std::span<const int32_t> labels);
 
 // weights [N]: the gradient is that of sum_n weight_n loss_n.
 void cross_entropy_backward(Context& ctx, Tensor logits, std::span<const int32_t> labels,
                             std::span<const float> weights, Tensor lse, Grad dlogits);
+
+namespace cuda {  // cross_entropy.cu
+[[gnu::weak]] void cross_entropy_forward(Context& ctx, Tensor logits,
+                                         std::span<const int32_t> labels,
+                                         const CrossEntropyOut& out);
+[[gnu::weak]] void cross_entropy_backward(Context& ctx, Tensor logits,
+                                          std::span<const int32_t> labels,
+                                          std::span<const float> weights, Tensor lse, Grad dlogits);
+}  // namespace cuda
 
 }  // namespace sft

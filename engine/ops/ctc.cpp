@@ -227,6 +227,19 @@ void check(const Tensor& logits, const Segments& segments, const CtcTargets& tar
   }
 }
 
+// Utterances with fewer frames than their labels need, and a blank between repeats. Known without
+// looking at a logit: a GPU need not be asked.
+int32_t count_infeasible(const Segments& segments, const CtcTargets& targets) {
+  int32_t count = 0;
+  for (int b = 0; b < segments.batch(); ++b) {
+    const std::span<const int32_t> labels = targets.of(b);
+    int64_t needed = std::ssize(labels);
+    for (size_t i = 1; i < labels.size(); ++i) needed += labels[i] == labels[i - 1];
+    count += segments.length(b) < needed;
+  }
+  return count;
+}
+
 // Numbers in the alphas of the utterances before b.
 int64_t alphas_before(const Segments& segments, const CtcTargets& targets, int b) {
   int64_t count = 0;
@@ -263,26 +276,27 @@ double flops(Tensor logits, const CtcOut& out) {
 
 }  // namespace
 
-int64_t ctc_width(int64_t labels) { return whole_vectors(labels + 2); }
-
 CtcOut ctc_forward(Context& ctx, Tensor logits, const Segments& segments, const CtcTargets& targets,
                    int blank) {
   check(logits, segments, targets, blank);
   const int64_t B = segments.batch(), T = logits.shape[0];
-  CtcOut out{ctx.activation({B}), ctx.activation({B}, Dtype::f64), ctx.activation({T}, Dtype::f64),
-             ctx.activation({alphas_before(segments, targets, B)}, Dtype::f64)};
+  const CtcOut out{ctx.activation({B}), ctx.activation({B}, Dtype::f64),
+                   ctx.activation({T}, Dtype::f64),
+                   ctx.activation({alphas_before(segments, targets, B)}, Dtype::f64),
+                   count_infeasible(segments, targets)};
+  ProfileScope profile(ctx.profile, "ctc", flops(logits, out),
+                       4.0 * logits.count() + 8.0 * out.alphas.count());
+  if (ctx.device == Device::cuda)
+    return cuda::ctc_forward(ctx, logits, segments, targets, blank, out), out;
   ScratchScope scope(ctx.scratch);
   const Tensor scratch =
       ctx.temporary({B, scratch_row(segments, targets, logits.width())}, Dtype::f64);
   if (ctx.dry) return out;
-  ProfileScope profile(ctx.profile, "ctc", flops(logits, out),
-                       4.0 * logits.count() + 8.0 * out.alphas.count());
   double* log_p = out.log_p.as<double>();
   for_utterances(logits, segments, targets, blank, out, scratch, [&](int64_t b, const auto& u) {
     log_p[b] = forward(u);
     out.losses.f32()[b] = log_p[b] == kNone ? 0.0f : static_cast<float>(-log_p[b]);
   });
-  out.infeasible = static_cast<int32_t>(std::count(log_p, log_p + B, kNone));
   return out;
 }
 
@@ -290,12 +304,15 @@ void ctc_backward(Context& ctx, Tensor logits, const Segments& segments, const C
                   std::span<const float> weights, int blank, const CtcOut& out, Grad dlogits) {
   const int64_t B = segments.batch();
   CHECK(std::ssize(weights) == B, "ctc: {} weights of {} utterances", weights.size(), B);
+  if (!dlogits) return;
+  ProfileScope profile(ctx.profile, "ctc.backward", 1.5 * flops(logits, out),
+                       8.0 * logits.count() + 8.0 * out.alphas.count());
+  if (ctx.device == Device::cuda)
+    return cuda::ctc_backward(ctx, logits, segments, targets, weights, blank, out, dlogits);
   ScratchScope scope(ctx.scratch);
   const Tensor scratch =
       ctx.temporary({B, scratch_row(segments, targets, logits.width())}, Dtype::f64);
-  if (ctx.dry || !dlogits) return;
-  ProfileScope profile(ctx.profile, "ctc.backward", 1.5 * flops(logits, out),
-                       8.0 * logits.count() + 8.0 * out.alphas.count());
+  if (ctx.dry) return;
   for_utterances(logits, segments, targets, blank, out, scratch, [&](int64_t b, const auto& u) {
     const Tensor rows = dlogits.to.slice(segments.starts[b], segments.length(b));
     backward(u, out.log_p.as<double>()[b], weights[b], {rows, dlogits.add});

@@ -30,13 +30,13 @@ struct CtcOut {
   Tensor log_p;   // [B] f64, saved; -inf: no path
   Tensor lse;     // [T] f64, saved: log of the sum of exponentials of each frame
   Tensor alphas;  // f64, saved: [T_b, 2 P_b] of each utterance, P_b = ctc_width of its labels
-  int32_t infeasible = 0;  // utterances without a path: fewer frames than labels and repeats need
+  int32_t infeasible = 0;  // utterances with fewer frames than labels and repeats need
 };
 
-// States of one kind (blank or label), padded.
-int64_t ctc_width(int64_t labels);
+// States of one kind (blank or label): one more than labels, and padding.
+SFT_HOST_DEVICE constexpr int64_t ctc_width(int64_t labels) { return (labels + 9) / 8 * 8; }
 
-// logits [T, V] f32, rows may be strided. A label outside of [0, V), or equal to the blank:
+// logits [T, V], rows may be strided. A label outside of [0, V), or equal to the blank:
 // Kind::input, before anything is computed.
 CtcOut ctc_forward(Context& ctx, Tensor logits, const Segments& segments, const CtcTargets& targets,
                    int blank);
@@ -44,5 +44,13 @@ CtcOut ctc_forward(Context& ctx, Tensor logits, const Segments& segments, const 
 // weights [B] -> dlogits [T, V]: zero for an utterance without a path, NaN for one whose loss is.
 void ctc_backward(Context& ctx, Tensor logits, const Segments& segments, const CtcTargets& targets,
                   std::span<const float> weights, int blank, const CtcOut& out, Grad dlogits);
+
+namespace cuda {  // ctc.cu
+[[gnu::weak]] void ctc_forward(Context& ctx, Tensor logits, const Segments& segments,
+                               const CtcTargets& targets, int blank, const CtcOut& out);
+[[gnu::weak]] void ctc_backward(Context& ctx, Tensor logits, const Segments& segments,
+                                const CtcTargets& targets, std::span<const float> weights,
+                                int blank, const CtcOut& out, Grad dlogits);
+}  // namespace cuda
 
 }  // namespace sft

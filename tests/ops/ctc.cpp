@@ -70,15 +70,15 @@ std::map<std::vector<int>, double> all_labellings(const Array& x, int blank) {
 }
 
 struct Result {
-  std::vector<float> losses, dlogits;
+  std::vector<double> losses, dlogits;
   int32_t infeasible;
 };
 
-// Forward and backward of a pack; weights 1 unless given.
-Result run_ctc(const Array& x, const std::vector<int32_t>& frames,
+// Forward and backward of a pack.
+Result run_ctc(Where where, const Array& x, const std::vector<int32_t>& frames,
                const std::vector<std::vector<int>>& labels, int blank,
-               std::vector<float> weights = {}) {
-  OpRun run(/*poison=*/true);
+               const std::vector<float>& weights) {
+  OpRun run(/*poison=*/true, 0, 0, where);
   Tape tape(run.ctx);
   const SegmentList list(frames);
   std::vector<int32_t> flat, starts{0};
@@ -86,26 +86,45 @@ Result run_ctc(const Array& x, const std::vector<int32_t>& frames,
     flat.insert(flat.end(), one.begin(), one.end());
     starts.push_back(static_cast<int32_t>(flat.size()));
   }
-  if (weights.empty()) weights.assign(frames.size(), 1.0f);
   const Var logits = run.place(tape, std::span(&x, 1))[0];
   const CtcLoss out = ctc(tape, logits, list.view(), {flat, starts}, weights, blank);
   tape.loss(out.losses);
   tape.backward();
-  const Tensor g = tape.gradient(logits);
-  const float *loss = out.losses.value.f32(), *dx = g.f32();
-  return {{loss, loss + frames.size()}, {dx, dx + x.shape.count()}, out.infeasible};
+  return {OpRun::read(out.losses).data, OpRun::read(tape.gradient(logits)).data, out.infeasible};
+}
+
+// Both not finite in the same way, or close: sums of both are in double, in another order.
+bool same(double a, double b) {
+  return std::isfinite(a) ? std::abs(a - b) <= 1e-6 * (1 + std::abs(a))
+                          : std::isnan(a) == std::isnan(b);
+}
+
+// On the CPU; the device, if there is one, must give the same. Weights 1 unless given.
+Result run_ctc(const Array& x, const std::vector<int32_t>& frames,
+               const std::vector<std::vector<int>>& labels, int blank,
+               std::vector<float> weights = {}) {
+  if (weights.empty()) weights.assign(frames.size(), 1.0f);
+  const Result result = run_ctc({}, x, frames, labels, blank, weights);
+  if (no_gpu().empty()) {
+    const Result device = run_ctc({Device::cuda, Dtype::f32}, x, frames, labels, blank, weights);
+    EXPECT(device.infeasible == result.infeasible);
+    EXPECT(std::ranges::equal(device.losses, result.losses, same));
+    EXPECT(std::ranges::equal(device.dlogits, result.dlogits, same));
+  }
+  return result;
 }
 
 Array zeros(int64_t T, int64_t V) { return {.shape = {T, V}, .data = std::vector<double>(T * V)}; }
 
-bool all_of(const std::vector<float>& values, size_t begin, size_t end, auto&& what) {
+bool all_of(const std::vector<double>& values, size_t begin, size_t end, auto&& what) {
   return std::all_of(values.begin() + begin, values.begin() + end, what);
 }
-bool finite(float x) { return std::isfinite(x); }
-bool is_zero(float x) { return x == 0; }
-bool is_nan(float x) { return std::isnan(x); }
+bool finite(double x) { return std::isfinite(x); }
+bool is_zero(double x) { return x == 0; }
+bool is_nan(double x) { return std::isnan(x); }
 
-// dims: units, labels at most. in: logits [T, V], labels [B, most] (behind the last: -1), weights
+// dims: units, labels at most. in: logits [T, V], labels [B, most] (behind the last: -1), room for
+// the starts of labels, weights
 std::vector<int> labels_of(const Array& in, int64_t b) {
   std::vector<int> labels;
   for (int64_t i = 0; i < in.shape[1] && in.at(b, i) >= 0; ++i)
@@ -118,15 +137,17 @@ std::vector<Array> inputs(const Case& c, Fill& fill) {
   Array labels{.shape = {c.B(), most},
                .data = std::vector<double>(c.B() * most, -1),
                .gradient = false,
-               .per_utterance = true};
+               .per_utterance = true,
+               .on_host = true};
   for (int64_t b = 0; b < c.B(); ++b) {
     const int64_t count = std::min<int64_t>(most, c.frames[b] / 2);  // room for repeats
     for (int64_t i = 0; i < count; ++i)
       labels.at(b, i) = 1 + fill.below(static_cast<uint32_t>(V - 1));
   }
-  Array weights = fill.normal({c.B()});
-  weights.gradient = false, weights.per_utterance = true;
-  return {fill.frames(c, V, 3), labels, weights};
+  Array weights = fill.normal({c.B()}), starts = fill.normal({c.B(), 2});
+  weights.gradient = false, weights.per_utterance = weights.on_host = true;
+  starts.gradient = false, starts.per_utterance = starts.on_host = true;
+  return {fill.frames(c, V, 3), labels, starts, weights};
 }
 
 std::vector<Array> oracle(std::span<const Array> in, const Case& c) {
@@ -137,20 +158,24 @@ std::vector<Array> oracle(std::span<const Array> in, const Case& c) {
   return {losses};
 }
 
-std::vector<Var> run(Tape& t, std::span<const Var> in, const Case& c) {
-  const int64_t B = c.B();
-  const Tensor padded = in[1];
-  auto* labels = t.ctx.activation({padded.count()}, Dtype::i32).as<int32_t>();
-  auto* starts = t.ctx.activation({B + 1}, Dtype::i32).as<int32_t>();
+// Labels are moved together in the memory of the padded ones.
+CtcTargets targets(std::span<const Var> in, int64_t B) {
+  static const int32_t none = 0;
+  if (B == 0) return {{}, {&none, 1}};
+  const std::span<int32_t> padded = as_integers(in[1]);
+  const std::span<int32_t> starts = as_integers(in[2]).first(B + 1);
+  const int64_t most = in[1].value.width();
   starts[0] = 0;
   for (int64_t b = 0; b < B; ++b) {
     starts[b + 1] = starts[b];
-    for (int64_t i = 0; i < padded.shape[1] && padded.row(b)[i] >= 0; ++i)
-      labels[starts[b + 1]++] = static_cast<int32_t>(padded.row(b)[i]);
+    for (int64_t i = 0; i < most && padded[b * most + i] >= 0; ++i)
+      padded[starts[b + 1]++] = padded[b * most + i];
   }
-  const auto size = static_cast<size_t>(B);
-  const CtcTargets targets{{labels, static_cast<size_t>(starts[B])}, {starts, size + 1}};
-  return {ctc(t, in[0], c.segments(), targets, {in[2].value.f32(), size}, 0).losses};
+  return {padded.first(starts[B]), starts};
+}
+
+std::vector<Var> run(Tape& t, std::span<const Var> in, const Case& c) {
+  return {ctc(t, in[0], c.segments(), targets(in, c.B()), as_floats(in[3]), 0).losses};
 }
 
 const RegisterOp spec(OpSpec{
@@ -172,6 +197,10 @@ const RegisterOp spec(OpSpec{
           const double states = 2.0 * c.T() * c.dims[1], n = static_cast<double>(c.T() * c.dims[0]);
           return Cost{.bytes = 8 * states + 4 * n, .flops = 60 * states + 20 * n};
         },
+    .cuda = true,
+    // losses are f32; a gradient is rounded once
+    .roundings = 0,
+    .gradient_roundings = 1,
     .loss = true,
 });
 
@@ -187,7 +216,9 @@ TEST_CASE("ctc: all paths enumerated") {
     for (const auto& [labels, p] : all_labellings(x, blank)) {
       total += p;
       if (labels.size() > 3) continue;
-      const Result got = run_ctc(x, {static_cast<int32_t>(T)}, {labels}, blank);
+      const auto frames = static_cast<int32_t>(T);
+      const Result got = round < 5 ? run_ctc(x, {frames}, {labels}, blank)
+                                   : run_ctc({}, x, {frames}, {labels}, blank, {1.0f});
       EXPECT(got.infeasible == 0);
       EXPECT(got.losses[0] == doctest::Approx(-std::log(p)).epsilon(1e-6));
     }
@@ -278,7 +309,7 @@ TEST_CASE("ctc: logits that are not finite stay in their utterance") {
   const Result got = run_ctc(x, {5, 5}, {{1, 2}, {3}}, 0);
   EXPECT(std::isfinite(got.losses[0]));
   EXPECT(all_of(got.dlogits, 0, 20, finite));
-  EXPECT(got.infeasible == 1);  // label 3 has probability 0 in every frame
+  EXPECT(got.infeasible == 0);  // it is long enough, but label 3 has probability 0 in every frame
   EXPECT(got.losses[1] == 0);
   EXPECT(all_of(got.dlogits, 20, 40, is_zero));
 }
@@ -320,6 +351,15 @@ TEST_CASE("ctc: 1500 frames and 400 labels keep 1e-6") {
   for (int i = 0; i < 400; ++i) labels.push_back(1 + static_cast<int>(fill.below(31)));
   const Result got = run_ctc(x, {1500}, {labels}, 0);
   EXPECT(got.losses[0] == doctest::Approx(recursion(x, 0, 1500, labels, 0)).epsilon(1e-6));
+}
+
+TEST_CASE("ctc: more labels than a block of threads") {
+  Fill fill(17);
+  const Array x = fill.normal({1100, 4}, 3);
+  std::vector<int> labels;
+  for (int i = 0; i < 1050; ++i) labels.push_back(1 + i % 3);
+  const Result got = run_ctc(x, {1100}, {labels}, 0);
+  EXPECT(got.losses[0] == doctest::Approx(recursion(x, 0, 1100, labels, 0)).epsilon(1e-6));
 }
 
 }  // namespace sft
