@@ -7,7 +7,7 @@
 //   counter  (call, utterance, update, site); site = 32-bit FNV-1a of the place's name
 //   output   4 words = 8 values of 16 bits, low half of word 0 first
 //
-// philox and bits16 are also called by kernels.
+// philox, bits16 and the whole numbers of Draws are also made by kernels.
 #pragma once
 
 #include <cmath>
@@ -75,14 +75,16 @@ struct Dropout {
 // Other draws: 32-bit words in order, draw i = word i mod 4 of call i / 4.
 class Draws {
  public:
-  Draws(uint64_t seed, uint32_t utterance, uint32_t update, uint32_t site)
+  SFT_HOST_DEVICE Draws(uint64_t seed, uint32_t utterance, uint32_t update, uint32_t site)
       : seed_(seed), utterance_(utterance), update_(update), site_(site) {}
 
-  uint32_t word() {
+  SFT_HOST_DEVICE uint32_t word() {
     if (next_ % 4 == 0) words_ = philox(seed_, next_ / 4, utterance_, update_, site_);
     return words_[next_++ % 4];
   }
-  uint32_t below(uint32_t n) { return static_cast<uint32_t>(uint64_t{word()} * n >> 32); }
+  SFT_HOST_DEVICE uint32_t below(uint32_t n) {
+    return static_cast<uint32_t>(uint64_t{word()} * n >> 32);
+  }
   double uniform() { return (word() + 0.5) / 4294967296.0; }  // (0, 1)
   // Two normals per pair of words (Box-Muller).
   double normal() {

@@ -88,10 +88,12 @@ CosineLogitsOut cosine_logits_forward(Context& ctx, Tensor x, Tensor embedding, 
         x.shape);
   CHECK(temperature > 0, "cosine_logits: temperature is {}", temperature);
   const CosineLogitsOut out{ctx.activation({N, V}), ctx.activation({N}), ctx.activation({V})};
+  ProfileScope profile(ctx.profile, "cosine_logits", 2.0 * N * V * D, 4.0 * (N * V + (N + V) * D));
+  if (ctx.device == Device::cuda)
+    return cuda::cosine_logits_forward(ctx, x, embedding, temperature, out), out;
   ScratchScope scratch(ctx.scratch);
   const cpu::PackedWeight packed = cpu::pack_weight(ctx, embedding);
   if (ctx.dry) return out;
-  ProfileScope profile(ctx.profile, "cosine_logits", 2.0 * N * V * D, 4.0 * (N * V + (N + V) * D));
   inverse_norms(x, out.x_scale.f32());
   inverse_norms(embedding, out.e_scale.f32());
   cpu::matmul(x, packed, out.logits);
@@ -105,13 +107,16 @@ void cosine_logits_backward(Context& ctx, Tensor dlogits, Tensor x, Tensor embed
   const int64_t N = x.rows(), V = embedding.rows(), D = x.width();
   CHECK(dlogits.shape == out.logits.shape, "cosine_logits: dlogits is {}, logits {}", dlogits.shape,
         out.logits.shape);
+  ProfileScope profile(ctx.profile, "cosine_logits.backward", 4.0 * N * V * D,
+                       8.0 * (N * V + (N + V) * D));
+  if (ctx.device == Device::cuda)
+    return cuda::cosine_logits_backward(ctx, dlogits, x, embedding, out, temperature, dx,
+                                        dembedding);
   ScratchScope scratch(ctx.scratch);
   const Tensor g = ctx.temporary({N, V});  // by the plain products x_n e_v
   const Tensor by_x = dx ? ctx.temporary({N, D}) : Tensor();
   const Tensor by_e = dembedding ? ctx.temporary({V, D}) : Tensor();
   if (ctx.dry) return;
-  ProfileScope profile(ctx.profile, "cosine_logits.backward", 4.0 * N * V * D,
-                       8.0 * (N * V + (N + V) * D));
   scale(dlogits, out.x_scale.f32(), out.e_scale.f32(), temperature, g);
   if (dx) {
     cpu::matmul_dx(g, embedding, {by_x});

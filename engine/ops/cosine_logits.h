@@ -8,11 +8,11 @@
 namespace sft {
 
 struct CosineLogitsOut {
-  Tensor logits;            // [N, V]
+  Tensor logits;            // [N, V] f32
   Tensor x_scale, e_scale;  // [N], [V] 1 / max(norm, 1e-8), saved
 };
 
-// x [N, D], embedding [V, D]. One GEMM, then a scaling of rows and columns.
+// x [N, D], embedding [V, D] f32. One GEMM, then a scaling of rows and columns.
 CosineLogitsOut cosine_logits_forward(Context& ctx, Tensor x, Tensor embedding, float temperature);
 
 // dlogits [N, V] -> dx [N, D], dembedding [V, D]. Through the normalisation passes what is
@@ -20,5 +20,13 @@ CosineLogitsOut cosine_logits_forward(Context& ctx, Tensor x, Tensor embedding, 
 void cosine_logits_backward(Context& ctx, Tensor dlogits, Tensor x, Tensor embedding,
                             const CosineLogitsOut& out, float temperature, Grad dx,
                             Grad dembedding);
+
+namespace cuda {  // cosine_logits.cu
+[[gnu::weak]] void cosine_logits_forward(Context& ctx, Tensor x, Tensor embedding,
+                                         float temperature, const CosineLogitsOut& out);
+[[gnu::weak]] void cosine_logits_backward(Context& ctx, Tensor dlogits, Tensor x, Tensor embedding,
+                                          const CosineLogitsOut& out, float temperature, Grad dx,
+                                          Grad dembedding);
+}  // namespace cuda
 
 }  // namespace sft

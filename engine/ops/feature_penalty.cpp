@@ -49,10 +49,12 @@ Tensor feature_penalty_forward(Context& ctx, Tensor x, Segments segments) {
   check(x, segments);
   const int64_t T = x.rows(), C = x.width(), B = segments.batch();
   const Tensor losses = ctx.activation({B});
+  ProfileScope profile(ctx.profile, "feature_penalty", 2.0 * T * C, 4.0 * T * C);
+  if (ctx.device == Device::cuda)
+    return cuda::feature_penalty_forward(ctx, x, segments, losses), losses;
   ScratchScope scratch(ctx.scratch);
   float* squares = ctx.temporary({T}).f32();
   if (ctx.dry) return losses;
-  ProfileScope profile(ctx.profile, "feature_penalty", 2.0 * T * C, 4.0 * T * C);
   cpu::parallel_for(T, kRows, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       squares[t] = HWY_DYNAMIC_DISPATCH(row_square)(x.row(t), C);
@@ -71,10 +73,12 @@ void feature_penalty_backward(Context& ctx, Tensor x, Segments segments,
   const int64_t T = x.rows(), C = x.width(), B = segments.batch();
   CHECK(static_cast<int64_t>(weights.size()) == B, "feature_penalty: {} weights, {} utterances",
         weights.size(), B);
+  ProfileScope profile(ctx.profile, "feature_penalty.backward", T * C, 8.0 * T * C);
+  if (ctx.device == Device::cuda)
+    return cuda::feature_penalty_backward(ctx, x, segments, weights, dx);
   ScratchScope scratch(ctx.scratch);
   float* factors = ctx.temporary({T}).f32();
   if (ctx.dry) return;
-  ProfileScope profile(ctx.profile, "feature_penalty.backward", T * C, 8.0 * T * C);
   for (int32_t b = 0; b < B; ++b)
     std::fill(factors + segments.starts[b], factors + segments.starts[b + 1],
               2 * weights[b] / static_cast<float>(segments.length(b) * C));

@@ -18,4 +18,11 @@ Tensor feature_penalty_forward(Context& ctx, Tensor x, Segments segments);
 void feature_penalty_backward(Context& ctx, Tensor x, Segments segments,
                               std::span<const float> weights, Grad dx);
 
+namespace cuda {  // feature_penalty.cu
+[[gnu::weak]] void feature_penalty_forward(Context& ctx, Tensor x, const Segments& segments,
+                                           Tensor losses);
+[[gnu::weak]] void feature_penalty_backward(Context& ctx, Tensor x, const Segments& segments,
+                                            std::span<const float> weights, Grad dx);
+}  // namespace cuda
+
 }  // namespace sft

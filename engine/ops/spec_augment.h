@@ -13,8 +13,6 @@
 // The minimum keeps one mask from covering everything where features or utterances are small.
 #pragma once
 
-#include <array>
-
 #include "engine/context.h"
 #include "engine/segments.h"
 
@@ -26,25 +24,26 @@ struct SpecAugment {
   int time_masks = 2, time_width = 40;
 };
 
-// Row t of n rows resampled from m: the sum of four weighted rows.
-struct ResampleTaps {
-  std::array<int64_t, 4> rows;
-  std::array<float, 4> weights;
-};
-ResampleTaps resample_taps(int64_t t, int64_t n, int64_t m);
-
 struct SpecAugmentOut {
   Tensor y;  // [T, C]
-  Tensor
-      plan;  // [B, 2 + 2 (freq_masks + time_masks)] i32, saved: c, s, then start and end of masks
+  // [B, 2 + 2 (freq_masks + time_masks)] i32, saved: c, s, then start and end of masks
+  Tensor plan;
 };
 
-// x [T, C] f32, rows may be strided. Memory-bound: 8TC bytes.
+// x [T, C], rows may be strided. Memory-bound: 8TC bytes.
 SpecAugmentOut spec_augment_forward(Context& ctx, Tensor x, const SpecAugment& options,
                                     const Segments& segments);
 
 // dy [T, C] -> dx [T, C]: masked entries pass nothing, the others go where they came from.
 void spec_augment_backward(Context& ctx, Tensor dy, Tensor plan, const SpecAugment& options,
                            const Segments& segments, Grad dx);
+
+namespace cuda {  // spec_augment.cu
+[[gnu::weak]] void spec_augment_forward(Context& ctx, Tensor x, const SpecAugment& options,
+                                        const Segments& segments, const SpecAugmentOut& out);
+[[gnu::weak]] void spec_augment_backward(Context& ctx, Tensor dy, Tensor plan,
+                                         const SpecAugment& options, const Segments& segments,
+                                         Grad dx);
+}  // namespace cuda
 
 }  // namespace sft

@@ -48,24 +48,30 @@ const RegisterOp spec(OpSpec{
                      D = static_cast<double>(c.dims[1]);
           return Cost{.bytes = 4 * (N * V + (N + V) * D), .flops = 2 * N * V * D};
         },
+    .cuda = true,
     .terms = 104,
+    // logits are f32; dlogits, scaled, are rounded, and dx
+    .roundings = 0,
+    .gradient_roundings = 2,
 });
 
 }  // namespace
 
 TEST_CASE("cosine_logits: a vector of zeros has logits 0 and a finite gradient") {
-  OpRun run(/*poison=*/true);
-  Tape tape(run.ctx);
-  Fill fill(3);
-  const Array zeros{.shape = {1, 4}, .data = std::vector<double>(4)};
-  const std::vector<Array> in{zeros, fill.normal({3, 4})};
-  const std::vector<Var> vars = run.place(tape, in);
-  const Var logits = cosine_logits(tape, vars[0], vars[1], kTemperature);
-  tape.seed(logits, logits.value);
-  tape.backward();
-  for (const double x : OpRun::read(logits).data) EXPECT(x == 0);
-  for (const double x : OpRun::read(tape.gradient(vars[0])).data) EXPECT(std::isfinite(x));
-  for (const double x : OpRun::read(tape.gradient(vars[1])).data) EXPECT(x == 0);
+  for (const Where where : everywhere()) {
+    OpRun run(/*poison=*/true, 0, 0, where);
+    Tape tape(run.ctx);
+    Fill fill(3);
+    const Array zeros{.shape = {1, 4}, .data = std::vector<double>(4), .per_frame = true};
+    const std::vector<Array> in{zeros, fill.normal({3, 4})};
+    const std::vector<Var> vars = run.place(tape, in);
+    const Var logits = cosine_logits(tape, vars[0], vars[1], kTemperature);
+    tape.seed(logits, logits.value);
+    tape.backward();
+    for (const double x : OpRun::read(logits).data) EXPECT(x == 0);
+    for (const double x : OpRun::read(tape.gradient(vars[0])).data) EXPECT(std::isfinite(x));
+    for (const double x : OpRun::read(tape.gradient(vars[1])).data) EXPECT(x == 0);
+  }
 }
 
 }  // namespace sft

@@ -28,21 +28,23 @@ const RegisterOp spec(OpSpec{
               {.frames = {812, 399, 1204}, .dims = {512}, .bench = true}},
     .inputs = [](const Case& c, Fill& fill) -> std::vector<Array> {
       Array weights = fill.normal({c.B()});
-      weights.gradient = false, weights.per_utterance = true;
+      weights.gradient = false, weights.per_utterance = weights.on_host = true;
       return {fill.frames(c, c.dims[0], 2), weights};
     },
     .oracle = oracle,
     .run = [](Tape& t, std::span<const Var> in, const Case& c) -> std::vector<Var> {
-      const Tensor weights = in[1];
-      return {feature_penalty(t, in[0], c.segments(),
-                              {weights.f32(), static_cast<size_t>(weights.count())})};
+      return {feature_penalty(t, in[0], c.segments(), as_floats(in[1]))};
     },
     .cost =
         [](const Case& c) {
           const auto n = static_cast<double>(c.T() * c.dims[0]);
           return Cost{.bytes = 4 * n, .flops = 2 * n};
         },
+    .cuda = true,
     .terms = 130,
+    // losses are f32; a gradient is rounded once
+    .roundings = 0,
+    .gradient_roundings = 1,
     .loss = true,
 });
 

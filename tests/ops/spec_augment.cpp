@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "autograd/functions.h"
+#include "engine/ops/spec_augment_plan.h"
 #include "tests/doctest.h"
 #include "tests/op_spec.h"
 
@@ -97,7 +98,11 @@ OpSpec spec(const char* name, SpecAugment options) {
             const double n = static_cast<double>(c.T() * c.dims[0]);
             return Cost{.bytes = 8 * n, .flops = 8 * n};
           },
+      .cuda = true,
       .terms = 4,
+      // y is rounded, and dx
+      .roundings = 1,
+      .gradient_roundings = 1,
   };
 }
 
@@ -122,7 +127,7 @@ TEST_CASE("spec_augment: bicubic resampling of squares, 5 points to 7") {
   for (int64_t t = 0; t < 5; ++t) {
     const ResampleTaps taps = resample_taps(t, 5, 5);
     EXPECT(taps.rows[1] == t);
-    EXPECT(taps.weights == std::array<float, 4>{0, 1, 0, 0});
+    EXPECT(std::ranges::equal(taps.weights, std::array<float, 4>{0, 1, 0, 0}));
   }
 }
 
