@@ -301,9 +301,12 @@ LstmOut lstm_forward(Context& ctx, Tensor x, std::span<const LstmWeights> direct
   check(x, directions, segments);
   const int64_t T = x.shape[0], H = directions[0].w_hh.width();
   const size_t D = directions.size();
-  LstmOut out{.y = ctx.activation({T, static_cast<int64_t>(D) * H}), .gates = {}, .cells = {}};
+  LstmOut out{
+      .y = ctx.activation({T, static_cast<int64_t>(D) * H}, x.dtype), .gates = {}, .cells = {}};
   for (size_t d = 0; d < D; ++d)
     out.gates[d] = ctx.activation({T, 4 * H}), out.cells[d] = ctx.activation({T, H});
+  ProfileScope profile(ctx.profile, "lstm", flops(x, H, D), 4.0 * T * (x.width() + D * 6 * H));
+  if (ctx.device == Device::cuda) return cuda::lstm_forward(ctx, x, directions, segments, out), out;
   ScratchScope scratch(ctx.scratch);
   const Groups groups = make_groups(ctx, segments, D);
   const Tensor bias = ctx.temporary({static_cast<int64_t>(D), 4 * H});
@@ -317,7 +320,6 @@ LstmOut lstm_forward(Context& ctx, Tensor x, std::span<const LstmWeights> direct
     inputs[d] = cpu::pack_weight(ctx, directions[d].w_ih);
   }
   if (ctx.dry) return out;
-  ProfileScope profile(ctx.profile, "lstm", flops(x, H, D), 4.0 * T * (x.width() + D * 6 * H));
   for (size_t d = 0; d < D; ++d) {
     cpu::matmul(x, inputs[d], out.gates[d]);
     const LstmWeights& w = directions[d];
@@ -346,6 +348,10 @@ void lstm_backward(Context& ctx, Tensor dy, Tensor x, std::span<const LstmWeight
                    std::span<const LstmGrads> grads) {
   const int64_t T = x.shape[0], H = directions[0].w_hh.width();
   const size_t D = directions.size();
+  if (ctx.device == Device::cuda) {
+    ProfileScope profile(ctx.profile, "lstm.backward", 2 * flops(x, H, D), 4.0 * T * D * 20 * H);
+    return cuda::lstm_backward(ctx, dy, x, directions, segments, out, dx, grads);
+  }
   ScratchScope scratch(ctx.scratch);
   const Groups groups = make_groups(ctx, segments, D);
   const Tensor zeros = ctx.temporary({4 * H}), before = ctx.temporary({T, H});
@@ -354,9 +360,11 @@ void lstm_backward(Context& ctx, Tensor dy, Tensor x, std::span<const LstmWeight
   for (size_t d = 0; d < D; ++d) {
     const float* w = directions[d].w_hh.f32();
     dgates[d] = ctx.temporary({T, 4 * H}), dcells[d] = ctx.temporary({segments.batch(), H});
-    panels[d] = derived(ctx, w, fnv1a("lstm.backward"), 4 * H * whole(H, 4 * kLanes),
-                        [&](float* to) { HWY_DYNAMIC_DISPATCH(pack_backward)
-                                         (w, H, to); });
+    panels[d] =
+        derived(ctx, w, fnv1a("lstm.backward"), 4 * H * whole(H, 4 * kLanes), [&](float* to) {
+          HWY_DYNAMIC_DISPATCH(pack_backward)
+          (w, H, to);
+        });
   }
   if (!ctx.dry) {
     ProfileScope profile(ctx.profile, "lstm.backward.scan", flops(x, H, D) * H / (x.width() + H),

@@ -1,7 +1,7 @@
 // LSTM over packed utterances, in one direction or two (Hochreiter & Schmidhuber 1997):
 //
-//   i, f, o = sigmoid, g = tanh of x_t w_ih^T + b_ih + h_(t-1) w_hh^T + b_hh   (i, f, g, o: 4H
-//   wide) c_t = f c_(t-1) + i g,   h_t = o tanh(c_t);   h and c are zero before the first frame
+//   i, f, g, o = x_t w_ih^T + b_ih + h_(t-1) w_hh^T + b_hh   (4H wide), then sigmoid, g: tanh
+//   c_t = f c_(t-1) + i g,   h_t = o tanh(c_t);   h and c are zero before the first frame
 //
 // The backward direction starts at the last frame of each utterance. Products with the input are
 // GEMMs over all frames; the recurrence is a scan over time steps, each over all utterances that
@@ -27,11 +27,11 @@ struct LstmGrads {
 
 struct LstmOut {
   Tensor y;                     // [T, H], or [T, 2H]: forward beside backward
-  std::array<Tensor, 2> gates;  // [T, 4H] of each direction, after their activations; saved
-  std::array<Tensor, 2> cells;  // [T, H] of each direction; saved
+  std::array<Tensor, 2> gates;  // [T, 4H] f32 of each direction, after their activations; saved
+  std::array<Tensor, 2> cells;  // [T, H] f32 of each direction; saved
 };
 
-// x [T, K] f32; directions: one (forward) or two (forward, backward), of the same shapes.
+// x [T, K]; weights f32; directions: one (forward) or two (forward, backward), of the same shapes.
 // Pieces of the scan are independent (a direction, some of the utterances): one for each thread.
 // Reached: 156 GF/s of processor time forward and 142 backward on one core of an Emerald Rapids
 // (FMA peak about 170), 16 utterances of 300 frames, K 512, H 256, two directions.
@@ -43,5 +43,13 @@ LstmOut lstm_forward(Context& ctx, Tensor x, std::span<const LstmWeights> direct
 void lstm_backward(Context& ctx, Tensor dy, Tensor x, std::span<const LstmWeights> directions,
                    const Segments& segments, const LstmOut& out, Grad dx,
                    std::span<const LstmGrads> grads);
+
+namespace cuda {  // lstm.cu
+[[gnu::weak]] void lstm_forward(Context& ctx, Tensor x, std::span<const LstmWeights> directions,
+                                const Segments& segments, const LstmOut& out);
+[[gnu::weak]] void lstm_backward(Context& ctx, Tensor dy, Tensor x,
+                                 std::span<const LstmWeights> directions, const Segments& segments,
+                                 const LstmOut& out, Grad dx, std::span<const LstmGrads> grads);
+}  // namespace cuda
 
 }  // namespace sft
