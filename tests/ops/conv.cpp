@@ -38,4 +38,42 @@ Array naive_conv(const Array& x, const Array& weight, const Array* bias, int32_t
   return y;
 }
 
+namespace {
+
+std::vector<Array> results(Where where, std::span<const Array> inputs, const Array& dy,
+                           const std::function<Var(Tape&, std::span<const Var>)>& op) {
+  OpRun run(/*poison=*/true, 0, 0, where);
+  Tape tape(run.ctx);
+  const std::vector<Var> vars = run.place(tape, inputs);
+  const Var y = op(tape, vars);
+  tape.seed(y, run.write(dy, y.value.dtype));
+  tape.backward();
+  std::vector<Array> out{OpRun::read(y)};
+  for (const Var& v : vars) out.push_back(OpRun::read(tape.gradient(v)));
+  return out;
+}
+
+double distance(const Array& ours, const Array& expected) {
+  double squares = 0, worst = 0;
+  for (const double v : expected.data) squares += v * v;
+  const double rms = std::sqrt(squares / static_cast<double>(expected.data.size()));
+  for (size_t i = 0; i < expected.data.size(); ++i) {
+    const double e = std::abs(ours.data[i] - expected.data[i]) / (std::abs(expected.data[i]) + rms);
+    worst = e <= worst ? worst : std::isfinite(e) ? e : INFINITY;
+  }
+  return worst;
+}
+
+}  // namespace
+
+std::vector<double> distances_from_cpu(Dtype compute, std::span<const Array> inputs,
+                                       const Array& dy,
+                                       const std::function<Var(Tape&, std::span<const Var>)>& op) {
+  const std::vector<Array> ours = results({Device::cuda, compute}, inputs, dy, op);
+  const std::vector<Array> expected = results({}, inputs, dy, op);
+  std::vector<double> out;
+  for (size_t i = 0; i < ours.size(); ++i) out.push_back(distance(ours[i], expected[i]));
+  return out;
+}
+
 }  // namespace sft

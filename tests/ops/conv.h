@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <functional>
 
 #include "tests/op_spec.h"
 
@@ -20,5 +21,11 @@ void norm_rows(Array& x, const Array& weight, const Array& bias, double eps);
 // zero elsewhere. bias may be empty. x [S] counts as [S, 1].
 Array naive_conv(const Array& x, const Array& weight, const Array* bias, int32_t stride,
                  const SlotList& in);
+
+// The output of an op and its gradients for this dy on a device against those on the CPU: the
+// largest |difference| / (|value| + rms of all values), forward, then per input.
+std::vector<double> distances_from_cpu(Dtype compute, std::span<const Array> inputs,
+                                       const Array& dy,
+                                       const std::function<Var(Tape&, std::span<const Var>)>& op);
 
 }  // namespace sft

@@ -177,4 +177,21 @@ TEST_CASE("conv_strided: the same three on a device") {
   }
 }
 
+TEST_CASE("conv_strided: on a device as on the CPU, at widths that the oracle is too slow for") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  const SlotList& slots = slots_of(std::vector<int32_t>{270, 61}, 4);
+  Fill fill(6);
+  std::vector<Array> in{fill.normal({slots.view().rows(), 128}),
+                        fill.normal({256, 128, 3}, 1 / std::sqrt(384.0)), fill.normal({256}),
+                        fill.normal({256}), fill.normal({256})};
+  in[0].per_frame = true;
+  const Array dy = fill.normal({slots.view().rows() / 2, 256});
+  const auto op = [&](Tape& t, std::span<const Var> v) {
+    return conv_strided(t, v[0], v[1], v[2], v[3], v[4], 2, kEps, slots.view());
+  };
+  for (const double d : distances_from_cpu(Dtype::f32, in, dy, op)) EXPECT(d < 1e-5);
+  // x, dy and the weights are rounded as well as what is in between.
+  for (const double d : distances_from_cpu(Dtype::bf16, in, dy, op)) EXPECT(d < 10 * 0x1p-8);
+}
+
 }  // namespace sft

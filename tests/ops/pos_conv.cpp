@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "autograd/functions.h"
+#include "tests/doctest.h"
 #include "tests/ops/conv.h"
 
 namespace sft {
@@ -61,5 +62,30 @@ const RegisterOp pos_conv_op(OpSpec{
     .gradient_roundings = 3,  // pre (in the slope), dpre, dx
 });
 
+// dims as above, at sizes of real models that the oracle is too slow for.
+void check_against_cpu(const Case& c) {
+  Fill fill(21);
+  const int64_t C = c.dims[0], channels = C / c.dims[1], K = c.dims[2];
+  const std::vector<Array> in{fill.frames(c, C),
+                              fill.normal({C, channels, K}, 1 / std::sqrt(1.0 * channels * K)),
+                              fill.normal({C})};
+  const Array dy = fill.frames(c, C);
+  const auto op = [&](Tape& t, std::span<const Var> v) {
+    return pos_conv(t, v[0], v[1], v[2], static_cast<int>(c.dims[1]), c.segments());
+  };
+  for (const double d : distances_from_cpu(Dtype::f32, in, dy, op)) EXPECT(d < 1e-5);
+  // x, dy and the weights are rounded as well; the rms of dweight is that of all taps, most of
+  // which meet few frames.
+  for (const double d : distances_from_cpu(Dtype::bf16, in, dy, op)) EXPECT(d < 10 * 0x1p-8);
+}
+
 }  // namespace
+
+TEST_CASE("pos_conv: on a device as on the CPU") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  check_against_cpu({.frames = {40, 3}, .dims = {48, 1, 128}});  // of a base model, one group
+  check_against_cpu({.frames = {130}, .dims = {128, 2, 8}});     // of a large one, two
+  check_against_cpu({.frames = {60}, .dims = {96, 2, 19}});
+}
+
 }  // namespace sft
