@@ -28,8 +28,8 @@ struct AttentionBatch {
 // first >= T. Blocks beside each other share keys and values, the longest utterances start first.
 // The grid depends on the batch's size and its longest utterance alone.
 struct AttentionBlock {
-  int64_t start;  // of the utterance, in the pack
-  int T;          // its frames
+  int start;  // of the utterance, in the pack
+  int T;      // its frames
   int head;
   int first;
   uint32_t utterance;
@@ -37,7 +37,7 @@ struct AttentionBlock {
   __device__ AttentionBlock(const AttentionBatch& batch, int rows) {
     const int b = batch.longest_first[blockIdx.z];
     start = batch.starts[b];
-    T = batch.starts[b + 1] - static_cast<int>(start);
+    T = batch.starts[b + 1] - start;
     head = static_cast<int>(blockIdx.y);
     first = static_cast<int>(blockIdx.x) * rows;
     utterance = static_cast<uint32_t>(batch.utterances[b]);

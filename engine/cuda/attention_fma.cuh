@@ -222,7 +222,7 @@ struct FmaBackwardShared {
 // Keys: k and v stay, q and dy stream past, dk and dv come out. Otherwise q and dy stay, k and v
 // stream past, dq comes out.
 template <class T, int W, bool Keys>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 2)
     attention_fma_backward_kernel(AttentionBatch batch, Matrix<T> qkv, Matrix<T> dy,
                                   const QuerySums* query_sums, Matrix<T> dqkv, bool add) {
   using Tile = FmaTile<W>;

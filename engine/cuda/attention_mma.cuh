@@ -12,6 +12,13 @@
 // Order    which row of a tile is which row of a fragment is free, if both products agree.
 //          Streamed rows are dealt such that lane t of a quad holds rows 8 t ... 8 t + 7 of 32:
 //          those of one Philox call; stationary ones such that a lane holds 2 M neighbours
+// Cost     of two products of 32 x 32 x 64 in the forward of a warp: 64 mma, 16 ldmatrix, 36 ex2
+// and
+//          some 200 other instructions (sm_90a, counted in SASS; 265 more with dropout). The mma
+//          are what bounds it, at the share of the tensor cores' peak that mma.sync reaches (about
+//          0.62 on Hopper, published). W = 64: 168 registers and 48 KB, three blocks on a
+//          multiprocessor; backward two blocks, 66688 bytes; W = 80, 128: 80 KB forward, 99456
+//          bytes backward
 // Numbers  bf16 products, f32 sums, softmax in base 2. The running maximum of a row follows only
 //          when it would grow by more than 2^8: sums stay far from overflow, and rescaling is rare.
 //          The same bits every run, and of an utterance alone or in a pack
@@ -44,25 +51,30 @@ struct MmaTile {
     return lane() % 4 * 8 + 2 * j + e;
   }
 
+  // Of value k = 16 m + 4 j + 2 h + e, in lane_keeps: 8 (2 m + h) + 2 j + e.
+  __device__ __forceinline__ static constexpr int keep_bit(int k) {
+    return 16 * (k / 16) + 8 * (k / 2 % 2) + 2 * (k / 4 % 4) + k % 2;
+  }
+
   __device__ __forceinline__ static int stationary_key(int row) { return row / (2 * M) & 7; }
   __device__ __forceinline__ static int streamed_key(int row) {
     return (row & 1) | (row >> 3 & 3) << 1;
   }
 
-  // `rows` rows of a head, `there` of them in the utterance: zeros in place of the others and past
-  // D.
-  template <class Key>
-  __device__ __forceinline__ static void copy(bf16* tile, const bf16* from, int64_t stride,
-                                              int rows, int there, int D, Key key) {
-    constexpr int kChunks = kStride / 8;
-    const int c = static_cast<int>(threadIdx.x) % kChunks;
+  // Rows of a head into a tile; zeros in place of those from `there` on, and of columns past D.
+  // Keys are sets of a row's bits: key(r + i) = key(r) ^ key(i), and key(i) is a constant here.
+  template <int kRows, class Key>
+  __device__ __forceinline__ static void copy(bf16* tile, const bf16* from, int64_t row_stride,
+                                              int there, int D, Key key) {
+    constexpr int kChunks = kStride / 8, kPass = kThreads / kChunks;
+    const int stride = static_cast<int>(row_stride), thread = thread_anew();
+    const int r = thread / kChunks, c = thread % kChunks, chunk = c ^ key(r);
     if (c >= W / 8) return;
-#pragma unroll 1  // unrolled, its addresses would fill the registers that the sums need
-    for (int r = static_cast<int>(threadIdx.x) / kChunks; r < rows; r += kThreads / kChunks) {
-      const bool valid = r < there && c * 8 < D;
-      cp_async_16(tile + r * kStride + (c ^ key(r)) * 8, valid ? from + r * stride + c * 8 : from,
-                  valid);
-    }
+    if (c * 8 >= D) there = 0;
+    int at = r * stride + c * 8;
+#pragma unroll 2  // whole, it spills on sm_80
+    for (int i = 0; i < kRows; i += kPass, at += kPass * stride)
+      cp_async_16(tile + (r + i) * kStride + (chunk ^ key(i)) * 8, from + at, r + i < there);
   }
 
   // A fragments of this warp's rows, columns 16 step ... + 15.
@@ -227,18 +239,24 @@ __global__ void __launch_bounds__(128, W == 64 ? 3 : 2)
   const int D = batch.D, own = block.first + warp() * Tile::kWarpRows;  // this warp's rows
   const float scale = batch.scale() * kLog2e;
   const bf16* q = qkv.row(block.start) + int64_t{block.head} * D;
-  const bf16 *k = q + batch.C(), *v = k + batch.C();
+  const bf16* k = q + batch.C();
   const auto load_stage = [&](int key) {
     const int stage = key / Tile::kStage % 2, there = block.T - key;
-    const int64_t at = key * qkv.stride;
-    Tile::copy(shared.k[stage], k + at, qkv.stride, Tile::kStage, there, D, Tile::streamed_key);
-    Tile::copy(shared.v[stage], v + at, qkv.stride, Tile::kStage, there, D, Tile::streamed_key);
+    const bf16* from = k + key * qkv.stride;
+    Tile::template copy<Tile::kStage>(shared.k[stage], from, qkv.stride, there, D,
+                                      Tile::streamed_key);
+    Tile::template copy<Tile::kStage>(shared.v[stage], from + batch.C(), qkv.stride, there, D,
+                                      Tile::streamed_key);
     cp_async_commit();
   };
-  Tile::copy(shared.q, q + block.first * qkv.stride, qkv.stride, Tile::R, block.T - block.first, D,
-             Tile::stationary_key);
+  Tile::template copy<Tile::R>(shared.q, q + block.first * qkv.stride, qkv.stride,
+                               block.T - block.first, D, Tile::stationary_key);
   load_stage(0);
+  cp_async_wait<0>();
+  __syncthreads();
   typename Tile::Fragment queries[Tile::kSteps];
+#pragma unroll
+  for (int step = 0; step < Tile::kSteps; ++step) Tile::load_a(queries[step], shared.q, step);
   typename Tile::Sums sums = {};
   MmaSoftmax<M> softmax;
   for (int i = 0; i < 2 * M; ++i) softmax.most[i] = -INFINITY, softmax.total[i] = 0;
@@ -247,9 +265,6 @@ __global__ void __launch_bounds__(128, W == 64 ? 3 : 2)
     __syncthreads();  // this stage is there for all, and the last one is read
     if (first + Tile::kStage < block.T) load_stage(first + Tile::kStage);
     if (own >= block.T) continue;
-    if (first == 0)
-#pragma unroll
-      for (int step = 0; step < Tile::kSteps; ++step) Tile::load_a(queries[step], shared.q, step);
     const int stage = first / Tile::kStage % 2;
 #pragma unroll 1
     for (int key = first; key < min(first + Tile::kStage, block.T); key += Tile::kPart) {
@@ -304,36 +319,43 @@ struct MmaBackwardShared {
   alignas(16) QuerySums sums[2][Tile::kStage + 2];
 };
 
-// What a lane multiplies its scores' slopes with: whether the probabilities are kept. Bit
-// 8 i + 2 j + e: row 2 m + h = i, column (j, e).
+// Which of a lane's probabilities are kept: bit 8 i + c is row 2 m + h = i, column 2 j + e = c.
 template <class Tile, bool Keys>
 __device__ __forceinline__ uint32_t lane_keeps(const KeepMask& mask, int own, int next) {
   constexpr int M = Tile::M;
   uint32_t keeps = 0;
-  if constexpr (Keys) {  // rows are keys: 2 M neighbours of one call per column
-    const int key = Tile::lane_row(0, 0), word = key % 8 / 2;
-#pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      const PhiloxWords words = mask.words(next + Tile::lane_column(c / 2, c % 2), (own + key) / 8);
-#pragma unroll
-      for (int m = 0; m < M; ++m) {
-        const uint32_t w = M == 2     ? (word == 0 ? words[m] : words[m + 2])
-                           : word < 2 ? (word == 0 ? words[0] : words[1])
-                                      : (word == 2 ? words[2] : words[3]);
-        keeps |= (mask.keep_low(w) ? 1u : 0u) << (16 * m + c);
-        keeps |= (mask.keep_high(w) ? 1u : 0u) << (16 * m + 8 + c);
-      }
-    }
-  } else {
+  const auto add = [&](uint32_t word, int low, int high) {
+    keeps |= (mask.keep_low(word) ? 1u << low : 0u) | (mask.keep_high(word) ? 1u << high : 0u);
+  };
+  if constexpr (!Keys) {  // a row's columns are one call
 #pragma unroll
     for (int i = 0; i < 2 * M; ++i) {
       const PhiloxWords words =
           mask.words(own + Tile::lane_row(i / 2, i % 2), next / 8 + lane() % 4);
 #pragma unroll
-      for (int c = 0; c < 8; ++c)
-        keeps |= (c % 2 ? mask.keep_high(words[c / 2]) : mask.keep_low(words[c / 2]))
-                     ? 1u << (8 * i + c)
-                     : 0u;
+      for (int j = 0; j < 4; ++j) add(words[j], 8 * i + 2 * j, 8 * i + 2 * j + 1);
+    }
+  } else if constexpr (M == 2) {  // a column's rows are half a call: the lane beside has the other
+    const bool odd = lane() / 4 % 2;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const PhiloxWords words =
+          mask.words(next + Tile::lane_column(j, odd), (own + Tile::lane_row(0, 0)) / 8);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        const uint32_t mine = odd ? words[2 + m] : words[m];
+        const uint32_t other = __shfl_xor_sync(~0u, odd ? words[m] : words[2 + m], 4);
+        add(odd ? other : mine, 16 * m + 2 * j, 16 * m + 8 + 2 * j);
+        add(odd ? mine : other, 16 * m + 2 * j + 1, 16 * m + 8 + 2 * j + 1);
+      }
+    }
+  } else {  // a word of a call
+    const int row = Tile::lane_row(0, 0), word = row % 8 / 2;
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      const PhiloxWords words = mask.words(next + Tile::lane_column(c / 2, c % 2), (own + row) / 8);
+      const uint32_t low = word % 2 ? words[1] : words[0], high = word % 2 ? words[3] : words[2];
+      add(word < 2 ? low : high, c, 8 + c);
     }
   }
   return keeps;
@@ -366,21 +388,19 @@ __global__ void __launch_bounds__(128, 2)
   const int odd = static_cast<int>(block.start % 2);
   const auto load_stage = [&](int row) {
     const int stage = row / Tile::kStage % 2, there = block.T - row;
-    Tile::copy(shared.b0[stage], b0 + row * qkv.stride, qkv.stride, Tile::kStage, there, D,
-               Tile::streamed_key);
-    Tile::copy(shared.b1[stage], b1 + row * b1_stride, b1_stride, Tile::kStage, there, D,
-               Tile::streamed_key);
+    Tile::template copy<Tile::kStage>(shared.b0[stage], b0 + row * qkv.stride, qkv.stride, there, D,
+                                      Tile::streamed_key);
+    Tile::template copy<Tile::kStage>(shared.b1[stage], b1 + row * b1_stride, b1_stride, there, D,
+                                      Tile::streamed_key);
     const int two = static_cast<int>(threadIdx.x) * 2;
     if (Keys && two < Tile::kStage + 2)
-      cp_async_16(shared.sums[stage] + two,
-                  sums_of + (row - odd + two < block.T ? row - odd + two : -odd),
-                  row - odd + two < block.T);
+      cp_async_16(shared.sums[stage] + two, sums_of + (row - odd + two), two - odd < there);
     cp_async_commit();
   };
-  Tile::copy(shared.a0, a0 + block.first * qkv.stride, qkv.stride, Tile::R, block.T - block.first,
-             D, Tile::stationary_key);
-  Tile::copy(shared.a1, a1 + block.first * a1_stride, a1_stride, Tile::R, block.T - block.first, D,
-             Tile::stationary_key);
+  Tile::template copy<Tile::R>(shared.a0, a0 + block.first * qkv.stride, qkv.stride,
+                               block.T - block.first, D, Tile::stationary_key);
+  Tile::template copy<Tile::R>(shared.a1, a1 + block.first * a1_stride, a1_stride,
+                               block.T - block.first, D, Tile::stationary_key);
   load_stage(0);
   QuerySums row_sums[2 * M];
 #pragma unroll
@@ -412,24 +432,35 @@ __global__ void __launch_bounds__(128, 2)
         Tile::load_a(a, shared.a1, step);
         Tile::multiply(a, part1, step, slopes);
       }
-      const uint32_t keeps = mask ? lane_keeps<Tile, Keys>(mask, own, next) : ~0u;
+      uint32_t keeps = ~0u;
+      if (mask) {
+        keeps = lane_keeps<Tile, Keys>(mask, own, next);
+#pragma unroll
+        for (int k = 0; k < 16 * M; ++k)
+          if (!(keeps >> Tile::keep_bit(k) & 1)) slopes[k / 16][k / 4 % 4][k % 4] = 0;
+      }
 #pragma unroll
       for (int c = 0; c < 8; ++c) {
-        const bool there = next + Tile::lane_column(c / 2, c % 2) < block.T;
-        QuerySums of{0, 0};
-        if (Keys && there)
-          of = shared.sums[stage][odd + next - first + Tile::lane_column(c / 2, c % 2)];
+        QuerySums of{};
+        if (Keys) of = shared.sums[stage][odd + next - first + Tile::lane_column(c / 2, c % 2)];
 #pragma unroll
         for (int i = 0; i < 2 * M; ++i) {
           if (!Keys) of = row_sums[i];
-          float& score = scores[i / 2][c / 2][i % 2 * 2 + c % 2];
+          float& p = scores[i / 2][c / 2][i % 2 * 2 + c % 2];
           float& slope = slopes[i / 2][c / 2][i % 2 * 2 + c % 2];
-          const bool keep = keeps >> (8 * i + c) & 1;
-          const float p = there ? exp2_fast(score * (scale * kLog2e) - of.x) : 0.0f;
-          slope = p * ((keep ? slope * batch.dropout.scale : 0.0f) - of.y);
-          score = keep ? p : 0.0f;
+          p = exp2_fast(p * (scale * kLog2e) - of.x);
+          slope = p * (slope * batch.dropout.scale - of.y);
         }
       }
+      if (const int there = block.T - next; there < Tile::kPart)  // also: sums past T are anything
+#pragma unroll
+        for (int k = 0; k < 16 * M; ++k)
+          if (Tile::lane_column(k / 4 % 4, k % 2) >= there)
+            scores[k / 16][k / 4 % 4][k % 4] = slopes[k / 16][k / 4 % 4][k % 4] = 0;
+      if (Keys && mask)
+#pragma unroll
+        for (int k = 0; k < 16 * M; ++k)
+          if (!(keeps >> Tile::keep_bit(k) & 1)) scores[k / 16][k / 4 % 4][k % 4] = 0;
       Tile::accumulate(slopes, part0, sums0);
       if (Keys) Tile::accumulate(scores, part1, sums1);
     }

@@ -79,6 +79,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
+// threadIdx.x, read anew: what is made of it in a loop is not carried around it in registers.
+__device__ __forceinline__ int thread_anew() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+
 // A barrier of `threads` threads of the block (whole warps); ids 1 to 15 are free.
 __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -118,6 +125,7 @@ void cp_async_wait() {
   emulator::cp_async_wait(N);
 }
 inline float exp2_fast(float x) { return std::exp2(x); }
+inline int thread_anew() { return static_cast<int>(threadIdx.x); }
 inline void named_barrier(int id, int threads, Place where = Place::current()) {
   emulator::named_barrier(id, threads, true, where);
 }

@@ -151,22 +151,56 @@ TEST_CASE("attention: same bits for any number of threads; the whole seed counts
   EXPECT(numbers(7 + (uint64_t{1} << 32), 1) != one);
 }
 
-TEST_CASE("attention: a dry step takes the memory of a real one") {
-  const Case c{.frames = {33, 1, 600}, .dims = {2, 12}};
+namespace {
+
+void check_dry_step(Where where, const Case& c) {
   int64_t acts[2], scratch[2];
   for (const bool dry : {false, true}) {
-    OpRun run(/*poison=*/false);
+    OpRun run(/*poison=*/false, kSeed, kUpdate, where);
     Tape tape(run.ctx);
     Fill fill(1);
-    const std::vector<Var> in = run.place(tape, std::vector<Array>{fill.frames(c, 72)});
+    const int64_t width = 3 * c.dims[0] * c.dims[1];
+    const std::vector<Var> in = run.place(tape, std::vector<Array>{fill.frames(c, width)});
     run.ctx.dry = dry;
-    const Var y = attention(tape, in[0], 2, {}, c.segments());
+    const Var y = attention(tape, in[0], static_cast<int>(c.dims[0]), dropout_of(c), c.segments());
     tape.seed(y, y.value);
     tape.backward();
     acts[dry] = run.acts.peak(), scratch[dry] = run.scratch.peak();
   }
   EXPECT(acts[0] == acts[1]);
   EXPECT(scratch[0] == scratch[1]);
+}
+
+}  // namespace
+
+TEST_CASE("attention: a dry step takes the memory of a real one") {
+  check_dry_step({}, {.frames = {33, 1, 600}, .dims = {2, 12}});
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  check_dry_step({Device::cuda, Dtype::f32}, {.frames = {33, 1}, .dims = {2, 12}});
+  check_dry_step({Device::cuda, Dtype::bf16},
+                 {.frames = {33, 1}, .dims = {2, 16}, .training = true});
+}
+
+TEST_CASE("attention on cuda: NaN of an utterance stays in it") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  const Case c{.frames = {5, 41, 3}, .dims = {1, 16}};
+  for (const Dtype compute : {Dtype::f32, Dtype::bf16}) {
+    OpRun run(true, kSeed, kUpdate, {Device::cuda, compute});
+    Tape tape(run.ctx);
+    Fill fill(2);
+    Array qkv = fill.frames(c, 48);
+    for (int64_t t : {0, 4, 46, 48})
+      for (int64_t i = 0; i < 48; ++i) qkv.at(t, i) = NAN;
+    const std::vector<Var> in = run.place(tape, std::vector<Array>{qkv});
+    const Var y = attention(tape, in[0], 1, {}, c.segments());
+    tape.seed(y, y.value);
+    tape.backward();
+    const Array out = OpRun::read(y), gradient = OpRun::read(tape.gradient(in[0]));
+    for (int64_t t = 5; t < 46; ++t) {
+      for (int64_t i = 0; i < 16; ++i) EXPECT(std::isfinite(out.at(t, i)));
+      for (int64_t i = 0; i < 48; ++i) EXPECT(std::isfinite(gradient.at(t, i)));
+    }
+  }
 }
 
 TEST_CASE("attention: what it refuses") {
