@@ -164,11 +164,17 @@ void check_gradients(Where where) {
         const std::vector<float> expected = golden.values.values("grad." + named.name);
         // Zero in theory, so compared with the scale of its neighbours.
         const bool zero = named.name.ends_with("attn.k.bias") || named.name == "conv.0.bias";
-        if (rounded) {
-          const double same = zero ? 1 : cosine(ours, expected);
-          EXPECT_MESSAGE(same >= 0.9995, fmt::format("{} grad {}: {:.6f}", name, named.name, same));
-          continue;
+        if (rounded && !zero) {
+          // 1 - cosine to the true gradient is at most twice that of PyTorch's autocast, or 1e-3:
+          // our residuals are bf16, autocast's f32, and these models make more of it than real
+          // ones.
+          const double theirs = golden.values.values("autocast.grad." + named.name)[0];
+          const double off = 1 - cosine(ours, expected);
+          EXPECT_MESSAGE(off <= std::max(2 * (1 - theirs), 1e-3),
+                         fmt::format("{} grad {}: cosine 1 - {:.2g}, autocast's 1 - {:.2g}", name,
+                                     named.name, off, 1 - theirs));
         }
+        if (rounded) continue;
         double error = 0;
         if (zero && golden.model.encoder.config.conv_norm == "group") {
           for (size_t i = 0; i < expected.size(); ++i)

@@ -73,21 +73,32 @@ def hidden(model, single, name):
     return out
 
 
-def gradients(model, name):
-    """CTC of a random linear head over the two utterances, each alone, weight 1 / (B max(1, labels))."""
-    width = model.config.hidden_size
-    w, b = (torch.tensor(v, dtype=torch.float32).double().requires_grad_()
-            for v in linear_init(rng('head' + name), VOCAB, width))
-    losses = [ctc(last_state(model, name, signal(seed, n)) @ w.T + b, y) for seed, n, y in UTTERANCES]
+def backward(model, name):
+    """-> loss, losses, w, b of CTC over the two utterances, each alone, weight 1 / (B max(1, labels)); linear head."""
+    w, b = (torch.tensor(v, dtype=torch.float32).to(next(model.parameters()).dtype).requires_grad_()
+            for v in linear_init(rng('head' + name), VOCAB, model.config.hidden_size))
+    logits = [torch.nn.functional.linear(last_state(model, name, signal(seed, n)), w, b) for seed, n, _ in UTTERANCES]
+    losses = [ctc(x.double() if x.dtype == torch.float64 else x.float(), y) for x, (_, _, y) in zip(logits, UTTERANCES)]
     loss = sum(l / (len(UTTERANCES) * max(1, len(y))) for l, (_, _, y) in zip(losses, UTTERANCES))
     loss.backward()
-    out = {'task.out.weight': w, 'task.out.bias': b, 'grad.task.out.weight': w.grad, 'grad.task.out.bias': b.grad,
+    return loss, losses, w, b
+
+
+def gradients(model, single, name):
+    """grad.PARAMETER, and autocast.grad.PARAMETER [1]: the cosine to it of the gradient by bf16 autocast."""
+    loss, losses, w, b = backward(model, name)
+    with torch.autocast('cpu', dtype=torch.bfloat16): _, _, rough_w, rough_b = backward(single, name)
+    out = {'task.out.weight': w, 'task.out.bias': b,
            'ctc.loss': loss.reshape(1), 'ctc.losses': torch.stack(losses)}
     for i, (seed, n, y) in enumerate(UTTERANCES):
         out |= {f'ctc.{i}.seed': torch.tensor([seed]), f'ctc.{i}.samples': torch.tensor([n]),
                 f'ctc.{i}.labels': torch.tensor(y)}
-    for k, p in model.named_parameters():
-        if p.grad is not None: out['grad.' + canonical(k)] = p.grad
+    rough = dict(single.named_parameters())
+    pairs = {'task.out.weight': (w, rough_w), 'task.out.bias': (b, rough_b)}
+    pairs |= {canonical(k): (p, rough[k]) for k, p in model.named_parameters() if p.grad is not None}
+    for k, (p, r) in pairs.items():
+        out['grad.' + k] = p.grad
+        out['autocast.grad.' + k] = torch.cosine_similarity(p.grad.flatten(), r.grad.double().flatten(), 0).reshape(1)
     return out
 
 
@@ -97,7 +108,7 @@ def main():
         write_folder(name)
         model = load(name)
         single = load(name, torch.float32)
-        save(name, hidden(model, single, name) | gradients(model, name))
+        save(name, hidden(model, single, name) | gradients(model, single, name))
         with torch.no_grad():
             for n in LENGTHS:
                 a, b = last_state(single, name, signal(n, n)).double(), last_state(model, name, signal(n, n))
