@@ -23,8 +23,8 @@
 namespace sft::cuda {
 namespace {
 
-constexpr int kMostThreads = 1024;  // of a scan
-constexpr int kFrames = 8;          // of a block, where a warp takes a frame
+constexpr int kMostThreads = 512;  // of a scan: room for 128 registers
+constexpr int kFrames = 8;         // of a block, where a warp takes a frame
 constexpr double kNone = -__builtin_inf();
 constexpr double kNan = __builtin_nan("");
 
@@ -98,8 +98,7 @@ __device__ double log_sum_exp(const T* x, int V) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMostThreads)
-    ctc_forward_kernel(Batch<T> batch, double* alphas, double* log_p, float* losses) {
+__global__ void ctc_forward_kernel(Batch<T> batch, double* alphas, double* log_p, float* losses) {
   const int b = blockIdx.x;
   const Utterance<T> u = utterance(batch, b);
   bool good = true;
@@ -137,8 +136,7 @@ __global__ void __launch_bounds__(kMostThreads)
 
 // betas: log p(frames after t | state at t).
 template <class T>
-__global__ void __launch_bounds__(kMostThreads)
-    ctc_betas_kernel(Batch<T> batch, const double* log_p, double* betas) {
+__global__ void ctc_betas_kernel(Batch<T> batch, const double* log_p, double* betas) {
   const Utterance<T> u = utterance(batch, blockIdx.x);
   if (!(log_p[blockIdx.x] > kNone)) return;
   betas += u.states;

@@ -40,24 +40,30 @@ Array constant(int64_t n, double value) {
 }
 
 // Ten updates against the naive ones; returns the largest error of p in units of lr. The buffers
-// start `offset` elements behind an aligned address.
+// start `offset` elements behind an aligned address; what lies around them stays as it is.
 double ten_updates(Where where, int64_t n, int64_t offset, AdamStep a) {
   OpRun run(/*poison=*/true, 0, 0, where);
   Fill fill(static_cast<uint64_t>(n));
   const auto placed = [&](const Array& values) {
-    Array all = constant(n + offset, 7);
+    Array all = constant(offset + n + 4, 7);
     std::copy(values.data.begin(), values.data.end(), all.data.begin() + offset);
-    return run.write(all, Dtype::f32).slice(offset, n);
+    return run.write(all, Dtype::f32);
   };
+  const auto range = [&](Tensor all) { return all.slice(offset, n); };
   const Array start = fill.normal({n});
   Moments expected{start.data, std::vector<double>(n), std::vector<double>(n)};
   const Tensor p = placed(start), m = placed(constant(n, 0)), v = placed(constant(n, 0));
   for (a.step = 1; a.step <= 10; ++a.step) {
     const Array grad = fill.normal({n}, 0.1);
     naive(expected, grad.data, a);
-    adam(run.ctx, p, placed(grad), m, v, a);
+    adam(run.ctx, range(p), range(placed(grad)), range(m), range(v), a);
   }
-  const Array got = OpRun::read(p);
+  for (const Tensor& all : {p, m, v}) {
+    const Array whole = OpRun::read(all);
+    for (int64_t i = 0; i < offset + n + 4; ++i)
+      if (i < offset || i >= offset + n) EXPECT(whole.data[i] == 7);
+  }
+  const Array got = OpRun::read(range(p));
   double worst = 0;
   for (int64_t i = 0; i < n; ++i)
     worst = std::max(worst, std::abs(got.data[i] - expected.p[i]) / a.lr);
