@@ -86,7 +86,7 @@ double arithmetic(int threads) {
 }  // namespace
 
 Ceilings measure_ceilings() {
-  Ceilings c{arithmetic(1), arithmetic(omp_get_max_threads()), 0, 0};
+  Ceilings c{arithmetic(1), arithmetic(omp_get_max_threads())};
   Arena memory(2 * kBuffer);
   constexpr int64_t kCount = kBuffer / static_cast<int64_t>(sizeof(float));
   const Tensor from = memory.tensor({kCount}), to = memory.tensor({kCount});

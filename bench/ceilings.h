@@ -2,16 +2,42 @@
 // these. The best of a few short runs, since a ceiling is what nothing disturbed.
 #pragma once
 
+#include <optional>
+#include <string>
+
+#include "engine/cuda/runtime.h"
+
 namespace sft {
+
+// Of a device, through its Runtime.
+struct DeviceCeilings {
+  std::string name;
+  Dtype math = Dtype::bf16;  // what the run computes in
+  double bf16 = 0, f32 = 0;  // FLOP/s of a large product; sums are f32
+  double copy = 0;           // bytes/s within its memory, what is read and what is written counted
+};
 
 struct Ceilings {
   double fma_one = 0;  // fp32 FLOP/s of the instruction set in use, one thread
   double fma_all = 0;  // ... and all threads of the pool
   double read = 0;     // bytes/s from memory, all threads
   double copy = 0;     // bytes/s, what is read and what is written counted, all threads
+  std::optional<DeviceCeilings> device = {};
+
+  // What the kernels of this run are measured against: the device's, if there is one.
+  double arithmetic() const;
+  double bandwidth() const;
 };
 
 // About a second. Buffers of 256 MiB in all; a cache that holds them gives its own rate.
 Ceilings measure_ceilings();
+
+struct DeviceSizes {
+  int64_t product = 8192;           // rows and columns of each matrix
+  int64_t copy = int64_t{1} << 30;  // bytes
+  double seconds = 0.25;            // for each rate
+};
+// About a second. Numbers are random: a processor that only sees zeros may run faster.
+DeviceCeilings measure_device(cuda::Runtime& gpu, Dtype math, const DeviceSizes& sizes = {});
 
 }  // namespace sft

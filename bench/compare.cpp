@@ -28,6 +28,9 @@ Side read_side(const std::string& path) {
               .workload = json.contains("workload") ? json["workload"].at("id") : Json(""),
               .cpu = json.at("host").at("cpu"),
               .threads = json.at("host").at("threads")};
+    if (json.contains("device"))
+      side.cpu = fmt::format("{} ({}), {}", json["device"].at("name").get<std::string>(),
+                             json.at("numerics").at("class").get<std::string>(), side.cpu);
     if (json.contains("result"))
       side.rows.emplace_back("step", json["result"].at("step_ms").at("median").get<double>() / 1e3);
     for (const Json& kernel : json.at("kernels"))

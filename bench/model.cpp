@@ -4,11 +4,15 @@
 #include <charconv>
 #include <cmath>
 #include <map>
+#include <memory>
+#include <optional>
 
 #include "engine/memory.h"
 #include "engine/ops/adam.h"
 #include "engine/ops/grad_norm.h"
 #include "engine/rng.h"
+#include "engine/step_memory.h"
+#include "engine/transfer.h"
 #include "train/tasks/finetune.h"
 
 namespace sft {
@@ -90,6 +94,34 @@ class Kernels {
   std::map<std::string, Series> rows_;
 };
 
+// What a profile holds more than before, phase by phase.
+class Phases {
+ public:
+  Phases(const Profile& profile, cuda::Runtime* gpu) : profile_(profile), gpu_(gpu) {}
+  void end(const char* name) {
+    if (gpu_) gpu_->synchronize();
+    PhaseTime phase{name, watch_.seconds() - seconds_, {}};
+    for (const Profile::Row& row : profile_.rows()) {
+      double& before = before_[std::string(row.name)];
+      if (row.seconds > before) phase.ops.emplace_back(row.name, row.seconds - before);
+      before = row.seconds;
+    }
+    std::stable_sort(phase.ops.begin(), phase.ops.end(),
+                     [](const auto& a, const auto& b) { return a.second > b.second; });
+    seconds_ += phase.seconds;
+    phases_.push_back(std::move(phase));
+  }
+  std::vector<PhaseTime> take() { return std::move(phases_); }
+
+ private:
+  const Profile& profile_;
+  cuda::Runtime* gpu_;
+  Stopwatch watch_;
+  double seconds_ = 0;
+  std::map<std::string, double> before_;
+  std::vector<PhaseTime> phases_;
+};
+
 double seconds_of(const Profile& profile) {
   double seconds = 0;
   for (const Profile::Row& row : profile.rows()) seconds += row.seconds;
@@ -101,34 +133,60 @@ class ModelBench {
   ModelBench(const Config& config, const Workload& workload)
       : trains_(workload.task != "extract"),
         whole_(workload.task == "train-full"),
+        workload_(workload),
         model_{Encoder(config), {TaskHead(config.task, config.width)}},
-        ctx_{.acts = acts_,
-             .scratch = scratch_,
-             .prepared = store_.prepared(),
-             .rng = {workload.seed, 0}},
-        tape_(ctx_, trains_) {
+        free_bytes_(workload.gpu ? workload.gpu->free_bytes() : 0),
+        store_(workload.gpu),
+        memory_(workload.gpu) {
     bind(workload.seed);
     make_batch(utterance_seconds(workload), workload.seed);
     if (workload.head.ends_with("+cached")) keep_features();
-    ctx_.dry = true;
+    open(/*dry=*/true);
     step();
-    ctx_.dry = false;
-    planned_ = store_.bytes() + source_bytes_ + kept_.peak() + acts_.peak() + scratch_.peak();
+    planned_ = store_.bytes() + features_.bytes() + memory_.peak();
+    if (!workload.gpu) planned_ += source_bytes_;
+    open(/*dry=*/false);
   }
 
-  void step() {
-    acts_.rewind(0), scratch_.rewind(0);
+  // Everything that was queued is done when it returns. phases: not null, told of each end.
+  void step(Phases* phases = nullptr) {
+    phases_ = phases;
+    ctx().acts.rewind(0), ctx().scratch.rewind(0);
     if (trains_)
       update();
     else
       hidden(EncodeOptions{.keep_all = true});
+    if (workload_.gpu) workload_.gpu->synchronize();
   }
 
   int64_t frames() const { return pack_.frames().total(); }
   int64_t planned_bytes() const { return planned_; }
-  void set_profile(Profile* profile) { ctx_.profile = profile; }
+  // On a device: what is gone of its memory since the beginning.
+  int64_t taken_bytes() const {
+    return workload_.gpu ? free_bytes_ - workload_.gpu->free_bytes() : resident_memory();
+  }
+  void set_profile(Profile* profile) { ctx().profile = profile; }
 
  private:
+  struct Step {
+    Context ctx;
+    Tape tape;
+    Step(const Context& context, bool recording) : ctx(context), tape(ctx, recording) {}
+  };
+
+  // The context and tape of the steps to come; for real ones memory as the dry ones showed.
+  void open(bool dry) {
+    if (!dry) memory_.commit();
+    step_ =
+        std::make_unique<Step>(memory_.context(store_.prepared(), workload_.compute, dry), trains_);
+    ctx().rng = {workload_.seed, 0};
+  }
+  Context& ctx() { return step_->ctx; }
+  Tape& tape() { return step_->tape; }
+  void end_phase(const char* name) {
+    if (phases_) phases_->end(name);
+  }
+
   void bind(uint64_t seed) {
     TensorMap source;
     RandomWeights(seed).add(source, tensor_specs(model_));
@@ -161,53 +219,71 @@ class ModelBench {
 
   Var features() {
     if (features_) return Var{features_};
-    const Tensor wave = pack_.wave(ctx_);
-    for (size_t b = 0; !ctx_.dry && b < waves_.size(); ++b)
-      pack_.place(ctx_, wave, static_cast<int>(b), waves_[b]);
-    return model_.encoder.features(tape_, wave, pack_);
+    const Tensor wave = pack_.wave(ctx());
+    for (size_t b = 0; !ctx().dry && b < waves_.size(); ++b)
+      pack_.place(ctx(), wave, static_cast<int>(b), waves_[b]);
+    end_phase("samples");
+    return model_.encoder.features(tape(), wave, pack_);
   }
 
   void keep_features() {
-    const Tensor made = features();
-    features_ = kept_.tensor(made.shape);
-    std::copy_n(made.f32(), made.count(), features_.f32());
-    tape_.clear();
+    open(/*dry=*/true);
+    const Tensor like = features();
+    kept_ = std::make_unique<Arena>(
+        bytes_of(like.dtype, bucket_rows(like.shape[0]) * like.shape[1]) + 64, false,
+        workload_.gpu);
+    const Tensor room = kept_->tensor(like.shape, like.dtype);
+    tape().clear();
+    open(/*dry=*/false);
+    copy(ctx(), features(), room);
+    tape().clear();
+    features_ = room;
   }
 
   Var hidden(const EncodeOptions& options) {
-    return model_.encoder.encode(tape_, features(), pack_.frames(), options).last();
+    const Var x = features();
+    end_phase("convolutions");
+    const Var last = model_.encoder.encode(tape(), x, pack_.frames(), options).last();
+    end_phase("encoder");
+    return last;
   }
 
   void update() {
-    ++ctx_.rng.update;
+    ++ctx().rng.update;
     store_.forget_gradients();
     const Var last = hidden({.rates = training_rates(model_.encoder.config)});
-    const Var logits = model_.task.head(tape_, last, pack_.frames(), kHeadDropout);
-    tape_.loss(ctc(tape_, logits, pack_.frames(), {labels_, label_starts_}, weights_, 0).losses);
-    tape_.backward();
-    tape_.clear();
-    if (!ctx_.dry) optimise();
+    const Var logits = model_.task.head(tape(), last, pack_.frames(), kHeadDropout);
+    tape().loss(ctc(tape(), logits, pack_.frames(), {labels_, label_starts_}, weights_, 0).losses);
+    end_phase("head and loss");
+    tape().backward();
+    tape().clear();
+    end_phase("backward");
+    if (ctx().dry) return;
+    optimise();
+    end_phase("update");
   }
 
   void optimise() {
     store_.zero_unwritten();
     std::vector<Tensor> gradients{store_.grad()};
-    const double norm = std::sqrt(grad_norm(ctx_, gradients));
+    const double norm = std::sqrt(grad_norm(ctx(), gradients));
     const AdamStep step{.lr = 1e-4f,
                         .clip_factor = static_cast<float>(std::min(1.0, 1 / (norm + 1e-6))),
-                        .step = static_cast<int64_t>(ctx_.rng.update)};
-    adam(ctx_, store_.master(), store_.grad(), store_.moment1(), store_.moment2(), step);
+                        .step = static_cast<int64_t>(ctx().rng.update)};
+    adam(ctx(), store_.master(), store_.grad(), store_.moment1(), store_.moment2(), step);
     for (const ParamStore::Range& range : store_.ranges())
       if (range.count()) store_.weights_changed(range);
   }
 
   const bool trains_, whole_;
+  const Workload workload_;
   FineTuneModel model_;
+  int64_t free_bytes_, source_bytes_ = 0, planned_ = 0;
   ParamStore store_;
-  int64_t source_bytes_ = 0, planned_ = 0;
-  Arena acts_, scratch_, kept_;
-  Context ctx_;
-  Tape tape_;
+  StepMemory memory_;
+  std::unique_ptr<Arena> kept_;
+  std::unique_ptr<Step> step_;
+  Phases* phases_ = nullptr;
   WavePack pack_;
   std::vector<std::vector<float>> waves_;
   std::vector<int32_t> labels_, label_starts_{0};
@@ -245,40 +321,67 @@ std::vector<int> utterance_seconds(const Workload& workload) {
   return seconds;
 }
 
+namespace {
+
+// What one step after the other showed.
+struct Steps {
+  std::vector<double> wall, cpu, unaccounted;
+  Kernels kernels;
+  std::vector<PhaseTime> phases;  // of the last one
+
+  // profile: null where the ops are not to be timed.
+  void add(ModelBench& bench, Profile* profile, cuda::Runtime* gpu) {
+    std::optional<Phases> phases;
+    bench.set_profile(profile);
+    if (profile) profile->clear();
+    const double cpu_start = process_cpu_seconds();
+    const Stopwatch watch;
+    if (profile) phases.emplace(*profile, gpu);
+    bench.step(phases ? &*phases : nullptr);
+    wall.push_back(watch.seconds());
+    cpu.push_back(process_cpu_seconds() - cpu_start);
+    if (!profile) return;
+    unaccounted.push_back(wall.back() - seconds_of(*profile));
+    kernels.add(*profile);
+    this->phases = phases->take();
+  }
+};
+
+}  // namespace
+
 ModelBenchResult bench_model(const Config& config, const Workload& workload,
                              const std::function<void(int64_t done, int64_t total)>& progress) {
   ModelBench bench(with_head(config, workload), workload);
   const Stopwatch warm_up;
   for (int i = 0; i < 3 && (i == 0 || warm_up.seconds() < 4); ++i) bench.step();
-  Profile profile;
-  bench.set_profile(&profile);
-  Kernels kernels;
-  std::vector<double> steps, cpu_steps, unaccounted;
+  Profile profile(workload.gpu);
+  Steps timed, profiled;  // on the CPU the profile costs nothing, and the timed steps have it
+  const int passes = workload.gpu ? 2 : 1;
   for (int r = 0; r < workload.repeats; ++r) {
-    profile.clear();
-    const double cpu_start = process_cpu_seconds();
-    const Stopwatch watch;
-    bench.step();
-    steps.push_back(watch.seconds());
-    cpu_steps.push_back(process_cpu_seconds() - cpu_start);
-    unaccounted.push_back(steps.back() - seconds_of(profile));
-    kernels.add(profile);
-    progress(r + 1, workload.repeats);
+    timed.add(bench, workload.gpu ? nullptr : &profile, workload.gpu);
+    progress(r + 1, passes * workload.repeats);
   }
+  for (int r = 0; workload.gpu && r < workload.repeats; ++r) {
+    profiled.add(bench, &profile, workload.gpu);
+    progress(workload.repeats + r + 1, passes * workload.repeats);
+  }
+  Steps& of_ops = workload.gpu ? profiled : timed;
   ModelBenchResult out{{.id = workload.id(),
                         .arch = workload.arch,
                         .task = workload.task,
                         .mix = workload.mix,
                         .head = workload.head,
                         .batch = workload.batch},
-                       kernels.rows()};
+                       of_ops.kernels.rows(),
+                       std::move(of_ops.phases)};
   for (int seconds : utterance_seconds(workload)) out.result.audio_seconds += seconds;
   out.result.frames = bench.frames();
-  out.result.step = spread_of(steps);
-  out.result.cpu_seconds = spread_of(cpu_steps).median;
-  out.result.unaccounted = spread_of(unaccounted).median;
+  out.result.step = spread_of(timed.wall);
+  out.result.profiled_step = spread_of(of_ops.wall).median;
+  out.result.cpu_seconds = spread_of(timed.cpu).median;
+  out.result.unaccounted = spread_of(of_ops.unaccounted).median;
   out.result.planned_bytes = bench.planned_bytes();
-  out.result.resident_bytes = resident_memory();
+  out.result.taken_bytes = bench.taken_bytes();
   return out;
 }
 

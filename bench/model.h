@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bench/report.h"
+#include "engine/cuda/runtime.h"
 #include "models/config.h"
 
 namespace sft {
@@ -20,6 +21,8 @@ struct Workload {
   std::string head;
   uint64_t seed = 0;
   int repeats = 5;
+  cuda::Runtime* gpu = nullptr;  // null: on the CPU
+  Dtype compute = Dtype::f32;
 
   std::string id() const;
 };
@@ -32,9 +35,11 @@ std::vector<int> utterance_seconds(const Workload& workload);
 struct ModelBenchResult {
   ModelResult result;
   std::vector<KernelRow> kernels;  // per step, the slowest first
+  std::vector<PhaseTime> phases;   // of one step, in order
 };
 
-// At most three warm-up steps, fewer if they take more than four seconds; then the timed ones.
+// At most three warm-up steps, fewer if they take more than four seconds; then the timed ones. On a
+// device the ops are timed in further steps, since that waits for each of them.
 ModelBenchResult bench_model(const Config& config, const Workload& workload,
                              const std::function<void(int64_t done, int64_t total)>& progress);
 

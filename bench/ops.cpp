@@ -1,60 +1,81 @@
 #include "bench/ops.h"
 
-#include <algorithm>
+#include <unistd.h>
 
-#include "tests/op_spec.h"
+#include <algorithm>
+#include <cstring>
+#include <optional>
+
+#include "engine/cpu/parallel.h"
 
 namespace sft {
 namespace {
-
-constexpr int kWarmUps = 2;
 
 std::string case_name(const OpSpec& spec, const Case& c) {
   return fmt::format("{}[{}x{}{}{}]{}", spec.name, c.B(), c.T(), c.dims.empty() ? "" : "; ",
                      fmt::join(c.dims, " "), c.training ? " train" : "");
 }
 
+// What its ops told the profiler.
+struct Told {
+  double calls = 0, flops = 0, bytes = 0;
+};
+
+Told told(const Profile& profile) {
+  Told sum;
+  for (const Profile::Row& row : profile.rows())
+    sum.calls += static_cast<double>(row.calls), sum.flops += row.flops, sum.bytes += row.bytes;
+  return sum;
+}
+
 // One direction of one case, over repetitions.
 struct Direction {
-  std::vector<double> seconds;
-  double calls = 0, flops = 0, bytes = 0;
+  std::vector<double> seconds = {};  // of a call
+  Told work = {};
 
-  void add(double elapsed, Profile& profile) {
-    seconds.push_back(elapsed);
-    calls = flops = bytes = 0;
-    for (const Profile::Row& row : profile.rows())
-      calls += static_cast<double>(row.calls), flops += row.flops, bytes += row.bytes;
-    profile.clear();
-  }
   KernelRow row(const std::string& name) const {
-    return {name, calls, spread_of(seconds), flops, bytes};
+    return {name, work.calls, spread_of(seconds), work.flops, work.bytes};
   }
 };
 
+int64_t last_level_cache() {
+  return std::clamp<int64_t>(sysconf(_SC_LEVEL3_CACHE_SIZE), 1 << 22, 1 << 28);
+}
+
+// Leaves nothing of what was computed in the caches of the CPU.
+void empty_caches() {
+  static std::vector<char> others(last_level_cache());
+  char* bytes = others.data();
+  cpu::parallel_for(std::ssize(others), 1 << 20, [&](int64_t begin, int64_t end) {
+    std::memset(bytes + begin, 1 + bytes[begin], end - begin);
+  });
+}
+
+// Of each of the two arenas of a device.
+int64_t device_bytes(Where where) {
+  if (where.device == Device::cpu) return 0;
+  return std::min(shared_gpu().free_bytes() / 4, int64_t{16} << 30);
+}
+
 class CaseBench {
  public:
-  CaseBench(const OpSpec& spec, const Case& c, uint64_t seed)
-      : spec_(spec), case_(c), run_(/*poison=*/false, kSpecSeed, kSpecUpdate), tape_(run_.ctx) {
-    Fill fill(seed);
+  CaseBench(const OpSpec& spec, const Case& c, const OpsOptions& options)
+      : spec_(spec),
+        case_(c),
+        device_bytes_(device_bytes(options.where)),
+        run_(/*poison=*/false, kSpecSeed, kSpecUpdate, options.where, device_bytes_),
+        tape_(run_.ctx) {
+    Fill fill(options.seed);
     inputs_ = spec.inputs(c, fill);
     place();
     seed_gradients(fill);
-    run_.ctx.profile = &profile_;
+    warm_up(options);
   }
 
-  void repeat(bool timed) {
-    ScratchScope step(run_.acts);
-    const std::vector<Var> vars = variables();
-    profile_.clear();
-    const Stopwatch forward;
-    const std::vector<Var> outs = spec_.run(tape_, vars, case_);
-    if (timed) forward_.add(forward.seconds(), profile_);
-    mark(outs);
-    profile_.clear();
-    const Stopwatch backward;
-    tape_.backward();
-    if (timed && tape_.size()) backward_.add(backward.seconds(), profile_);
-    tape_.clear();
+  void repeat() {
+    const auto [forward, backward] = region();
+    forward_.seconds.push_back(forward);
+    if (backward > 0) backward_.seconds.push_back(backward);
   }
 
   void rows(std::vector<KernelRow>& to) const {
@@ -64,51 +85,120 @@ class CaseBench {
   }
 
  private:
+  // One copy of what a call reads.
+  struct Inputs {
+    std::vector<Tensor> values, gradients;  // inputs, dy
+  };
+
   void place() {
-    for (const Var& v : run_.place(tape_, inputs_)) values_.push_back(v.value);
+    Inputs& made = copies_.emplace_back();
+    for (const Var& v : run_.place(tape_, inputs_)) made.values.push_back(v.value);
+    tape_.clear();
     for (size_t i = 0; i < inputs_.size(); ++i)
-      if (!inputs_[i].per_frame && !inputs_[i].per_utterance && values_[i].count())
-        run_.prepared.add_parameters(values_[i].data, values_[i].bytes());
+      if (!inputs_[i].per_frame && !inputs_[i].per_utterance && made.values[i].count())
+        run_.prepared.add_parameters(made.values[i].data, made.values[i].bytes());
   }
 
   // Random dy for every output; the shapes come from a first run.
   void seed_gradients(Fill& fill) {
-    std::vector<Shape> shapes;
+    std::vector<Tensor> like;
     {
       ScratchScope step(run_.acts);
-      for (const Var& out : spec_.run(tape_, variables(), case_)) shapes.push_back(out.shape());
+      for (const Var& out : spec_.run(tape_, variables(copies_[0]), case_))
+        like.push_back(out.value);
       tape_.clear();
     }
-    std::vector<Array> dy;
-    for (const Shape& shape : shapes) dy.push_back(fill.normal(shape));
-    for (const Var& v : run_.place(tape_, dy)) gradients_.push_back(v.value);
-    tape_.clear();
+    for (const Tensor& out : like) {
+      dy_.push_back(fill.normal(out.shape)), dy_types_.push_back(out.dtype);
+    }
+    place_gradients();
   }
 
-  std::vector<Var> variables() {
+  void place_gradients() {
+    for (size_t i = 0; i < dy_.size(); ++i)
+      copies_.back().gradients.push_back(run_.write(dy_[i], dy_types_[i]));
+  }
+
+  // FLOPs and bytes from a profiled call; on a device also how many calls a region has.
+  void warm_up(const OpsOptions& options) {
+    const int64_t inputs = run_.acts.mark();
+    region();
+    profile_.emplace(run_.ctx.gpu);
+    run_.ctx.profile = &*profile_;
+    const auto [forward, backward] = region();
+    run_.ctx.profile = nullptr;
+    if (!run_.ctx.gpu) return;
+    const int64_t call = std::max<int64_t>(run_.acts.peak() - inputs, 1);
+    const auto copies =
+        std::clamp<int64_t>(options.rotated_bytes / std::max<int64_t>(inputs, 1) + 1, 1, 256);
+    for (int64_t k = 1; k < copies; ++k) place(), place_gradients();
+    const auto long_enough = static_cast<int64_t>(options.region_seconds / std::max(forward, 1e-7));
+    const int64_t room = (device_bytes_ - run_.acts.mark()) / call;
+    calls_ =
+        std::clamp<int64_t>(std::max(copies, long_enough), 1, std::clamp<int64_t>(room, 1, 2048));
+    region();
+  }
+
+  std::vector<Var> variables(const Inputs& from) {
     std::vector<Var> vars;
-    for (size_t i = 0; i < values_.size(); ++i)
-      vars.push_back(inputs_[i].gradient ? tape_.variable(values_[i]) : Var{values_[i]});
+    for (size_t i = 0; i < from.values.size(); ++i)
+      vars.push_back(inputs_[i].gradient ? tape_.variable(from.values[i]) : Var{from.values[i]});
     return vars;
   }
 
-  void mark(const std::vector<Var>& outs) {
+  void mark(const std::vector<Var>& outs, const Inputs& inputs) {
     for (size_t i = 0; i < outs.size(); ++i) {
       if (!outs[i].slot) continue;
       if (spec_.loss)
         tape_.loss(outs[i]);
       else
-        tape_.seed(outs[i], gradients_[i]);
+        tape_.seed(outs[i], inputs.gradients[i]);
     }
+  }
+
+  // Seconds a call of f, which queues all calls of the region.
+  template <class F>
+  double timed(Direction& direction, F&& f) {
+    if (!run_.ctx.gpu) empty_caches();
+    if (profile_) profile_->clear();
+    settle();
+    const Stopwatch watch;
+    f();
+    settle();
+    const double seconds = watch.seconds();
+    if (run_.ctx.profile) direction.work = told(*profile_);
+    return seconds / static_cast<double>(calls_);
+  }
+
+  void settle() {
+    if (run_.ctx.gpu) run_.ctx.gpu->synchronize();
+  }
+
+  // All calls forward, then all backward; 0: there is no backward.
+  std::pair<double, double> region() {
+    ScratchScope step(run_.acts);
+    std::vector<std::vector<Var>> in(calls_), out(calls_);
+    for (size_t i = 0; i < in.size(); ++i) in[i] = variables(copies_[i % copies_.size()]);
+    const double forward = timed(forward_, [&] {
+      for (size_t i = 0; i < in.size(); ++i) out[i] = spec_.run(tape_, in[i], case_);
+    });
+    for (size_t i = 0; i < out.size(); ++i) mark(out[i], copies_[i % copies_.size()]);
+    double backward = 0;
+    if (tape_.size()) backward = timed(backward_, [&] { tape_.backward(); });
+    tape_.clear();
+    return {forward, backward};
   }
 
   const OpSpec& spec_;
   const Case& case_;
+  int64_t device_bytes_;
   OpRun run_;
-  Profile profile_;
   Tape tape_;
-  std::vector<Array> inputs_;
-  std::vector<Tensor> values_, gradients_;
+  std::optional<Profile> profile_;
+  std::vector<Array> inputs_, dy_;
+  std::vector<Dtype> dy_types_;
+  std::vector<Inputs> copies_;
+  int64_t calls_ = 1;  // of a region
   Direction forward_, backward_;
 };
 
@@ -117,10 +207,11 @@ struct Chosen {
   const Case* bench;
 };
 
-std::vector<Chosen> choose(const std::string& op) {
+std::vector<Chosen> choose(const std::string& op, Device device) {
   std::vector<Chosen> chosen;
   std::vector<std::string_view> names;
   for (const OpSpec& spec : op_specs()) {
+    if (device == Device::cuda && !spec.cuda) continue;
     bool benched = false;
     for (const Case& c : spec.cases) {
       if (!c.bench) continue;
@@ -144,11 +235,10 @@ std::vector<Chosen> choose(const std::string& op) {
 std::vector<KernelRow> bench_ops(const OpsOptions& options,
                                  const std::function<void(int64_t done, int64_t total)>& progress) {
   std::vector<KernelRow> rows;
-  const std::vector<Chosen> chosen = choose(options.op);
+  const std::vector<Chosen> chosen = choose(options.op, options.where.device);
   for (size_t i = 0; i < chosen.size(); ++i) {
-    CaseBench bench(*chosen[i].spec, *chosen[i].bench, options.seed);
-    for (int r = 0; r < kWarmUps; ++r) bench.repeat(false);
-    for (int r = 0; r < options.repeats; ++r) bench.repeat(true);
+    CaseBench bench(*chosen[i].spec, *chosen[i].bench, options);
+    for (int r = 0; r < options.repeats; ++r) bench.repeat();
     bench.rows(rows);
     progress(static_cast<int64_t>(i + 1), static_cast<int64_t>(chosen.size()));
   }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bench/report.h"
+#include "tests/op_spec.h"
 
 namespace sft {
 
@@ -14,10 +15,16 @@ struct OpsOptions {
   std::string op;  // ops whose name begins with this; empty: all
   int repeats = 10;
   uint64_t seed = 0;
+  Where where = {};
+  // On a device a timed region is as many calls as take this long, over copies of the inputs that
+  // together exceed any second-level cache, twice over.
+  double region_seconds = 5e-3;
+  int64_t rotated_bytes = int64_t{192} << 20;
 };
 
-// A row a case and direction. Kind::usage if no op has such a name. Weights are parameters, so that
-// packing them is not timed; inputs lie where the step before left them, as in a model.
+// A row a case and direction; on a device only of ops with CUDA kernels. Kind::usage if no op has
+// such a name. Weights are parameters, so that packing them is not timed. No cache holds the
+// inputs: on the CPU it is emptied before each call.
 std::vector<KernelRow> bench_ops(const OpsOptions& options,
                                  const std::function<void(int64_t done, int64_t total)>& progress);
 

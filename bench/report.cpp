@@ -38,31 +38,34 @@ double total_flops(const Report& report) {
   return flops;
 }
 
+bool has_peers(const Report& report) {
+  return std::any_of(report.kernels.begin(), report.kernels.end(),
+                     [](const KernelRow& row) { return row.peer > 0; });
+}
+
 void append_kernels(std::string& out, const Report& report) {
   const auto to = std::back_inserter(out);
   size_t width = 6;
   for (const KernelRow& row : report.kernels) width = std::max(width, row.name.size());
-  fmt::format_to(to, "{:<{}} {:>5} {:>10} {:>21} {:>6} {:>8} {:>8} {:>6} {:>6} {:>5} {:>5}\n",
-                 "kernel", width, "n", "us", "(min - max)", "share", "GFLOP", "MB", "GF/s", "GB/s",
-                 "bound", "%");
-  const double step = report.model ? report.model->step.median : 0;
+  fmt::format_to(to, "{:<{}} {:>5} {:>10} {:>21} {:>6} {:>8} {:>8} {:>6} {:>6} {:>5} {:>5}{}\n",
+                 "kernel", width, "n", "us", "(min - max)", "share", "GFLOP", "MB",
+                 report.ceilings.device ? "TF/s" : "GF/s", "GB/s", "bound", "%",
+                 has_peers(report) ? "   peer" : "");
+  const double step = report.model ? report.model->profiled_step : 0;
+  const double rate_unit = report.ceilings.device ? 1e12 : 1e9;
   for (const KernelRow& row : report.kernels) {
     const Floor floor = floor_of(row, report.ceilings);
     const double t = row.seconds.median;
     fmt::format_to(to,
                    "{:<{}} {:>5.0f} {:>10.1f} {:>21} {:>6} {:>8.3f} {:>8.2f} {:>6.1f} "
-                   "{:>6.1f} {:>5} {:>5.1f}\n",
+                   "{:>6.1f} {:>5} {:>5.1f}{}\n",
                    row.name, width, row.calls, t * 1e6,
                    fmt::format("({:.1f} - {:.1f})", row.seconds.min * 1e6, row.seconds.max * 1e6),
                    step > 0 ? fmt::format("{:.1f} %", 100 * t / step) : "", row.flops / 1e9,
-                   row.bytes / 1e6, row.flops / t / 1e9, row.bytes / t / 1e9, floor.bound,
-                   100 * floor.seconds / t);
+                   row.bytes / 1e6, row.flops / t / rate_unit, row.bytes / t / 1e9, floor.bound,
+                   100 * floor.seconds / t,
+                   row.peer > 0 ? fmt::format(" ~{:.2f}x", row.peer / t) : "");
   }
-}
-
-Spread throughput(const ModelResult& model) {
-  const double audio = model.audio_seconds;
-  return {audio / model.step.median, audio / model.step.max, audio / model.step.min, model.step.n};
 }
 
 void append_model(std::string& out, const Report& report) {
@@ -70,21 +73,37 @@ void append_model(std::string& out, const Report& report) {
   const auto to = std::back_inserter(out);
   const double left = m.unaccounted, mib = 1 << 20;
   const Spread rate = throughput(m);
-  fmt::format_to(to, "unaccounted {:.1f} us ({:.1f} %)\n", left * 1e6, 100 * left / m.step.median);
+  fmt::format_to(to, "unaccounted {:.1f} us ({:.1f} %)\n", left * 1e6,
+                 100 * left / m.profiled_step);
   fmt::format_to(to,
                  "{}\n  {:.2f} audio-seconds/s ({:.2f} - {:.2f}), a step {:.1f} ms, {} frames\n",
                  m.id, rate.median, rate.min, rate.max, m.step.median * 1e3, m.frames);
-  const double limit = total_flops(report) / report.ceilings.fma_one;  // processor seconds
+  const bool device = report.ceilings.device.has_value();
   fmt::format_to(to,
-                 "  {:.1f} GFLOP: {:.1f} % of the arithmetic limit; {:.1f} ms of processor time: "
-                 "{:.1f} % of it\n",
+                 "  {:.1f} GFLOP: {:.1f} % of the arithmetic limit; {:.1f} ms of processor time",
                  total_flops(report) / 1e9,
-                 100 * total_flops(report) / m.step.median / report.ceilings.fma_all,
-                 m.cpu_seconds * 1e3, 100 * limit / m.cpu_seconds);
-  fmt::format_to(to, "  memory: planned {:.0f} MiB, resident {:.0f} MiB ({:.2f} of the plan)\n",
-                 static_cast<double>(m.planned_bytes) / mib,
-                 static_cast<double>(m.resident_bytes) / mib,
-                 static_cast<double>(m.resident_bytes) / static_cast<double>(m.planned_bytes));
+                 100 * total_flops(report) / m.step.median / report.ceilings.arithmetic(),
+                 m.cpu_seconds * 1e3);
+  const double limit = total_flops(report) / report.ceilings.fma_one;  // processor seconds
+  if (device)
+    fmt::format_to(to, "; {:.1f} ms a step while each op is waited for\n", m.profiled_step * 1e3);
+  else
+    fmt::format_to(to, ": {:.1f} % of it\n", 100 * limit / m.cpu_seconds);
+  fmt::format_to(to, "  memory{}: planned {:.0f} MiB, {} {:.0f} MiB ({:.2f} of the plan)\n",
+                 device ? " of the device" : "", static_cast<double>(m.planned_bytes) / mib,
+                 device ? "taken" : "resident", static_cast<double>(m.taken_bytes) / mib,
+                 static_cast<double>(m.taken_bytes) / static_cast<double>(m.planned_bytes));
+}
+
+// A ratio of medians from two sessions is marked ~.
+void append_peers(std::string& out, const Report& report) {
+  for (const PeerSpeed& peer : report.peers) {
+    fmt::format_to(std::back_inserter(out), "  ~{:.2f}x of {}: {:.2f} audio-seconds/s",
+                   throughput(*report.model).median / peer.per_second, peer.name, peer.per_second);
+    if (peer.paired > 0)
+      fmt::format_to(std::back_inserter(out), "; measured in turn with it {:.2f}x", peer.paired);
+    out += "\n";
+  }
 }
 
 Json to_json(const Spread& s) {
@@ -97,21 +116,37 @@ Spread scaled(Spread s, double factor) {
 
 Json to_json(const KernelRow& row, const Ceilings& ceilings) {
   const Floor floor = floor_of(row, ceilings);
-  return {{"name", row.name},
-          {"n", row.calls},
-          {"us", row.seconds.median * 1e6},
-          {"min", row.seconds.min * 1e6},
-          {"max", row.seconds.max * 1e6},
-          {"flop", row.flops},
-          {"bytes", row.bytes},
-          {"bound", std::string(1, floor.bound)},
-          {"floor_us", floor.seconds * 1e6}};
+  Json json{{"name", row.name},
+            {"n", row.calls},
+            {"us", row.seconds.median * 1e6},
+            {"min", row.seconds.min * 1e6},
+            {"max", row.seconds.max * 1e6},
+            {"flop", row.flops},
+            {"bytes", row.bytes},
+            {"bound", std::string(1, floor.bound)},
+            {"floor_us", floor.seconds * 1e6}};
+  if (row.peer > 0) json["peer_us"] = row.peer * 1e6;
+  return json;
 }
 
 }  // namespace
 
+Spread throughput(const ModelResult& model) {
+  const double audio = model.audio_seconds;
+  return {audio / model.step.median, audio / model.step.max, audio / model.step.min, model.step.n};
+}
+
+std::string machine_name(const Report& report) {
+  return report.ceilings.device ? report.ceilings.device->name : cpu_name();
+}
+
+const char* math_class(const Ceilings& ceilings) {
+  return ceilings.device && ceilings.device->math == Dtype::bf16 ? "bf16" : "exact";
+}
+
 Floor floor_of(const KernelRow& row, const Ceilings& ceilings) {
-  const double arithmetic = row.flops / ceilings.fma_all, memory = row.bytes / ceilings.copy;
+  const double arithmetic = row.flops / ceilings.arithmetic(),
+               memory = row.bytes / ceilings.bandwidth();
   const double seconds = std::max(arithmetic, memory);
   if (seconds < kLatency * row.calls) return {seconds, 'L'};
   return {seconds, arithmetic >= memory ? 'C' : 'M'};
@@ -125,8 +160,14 @@ std::string report_text(const Report& report) {
       "{:.1f}\n",
       cpu_name(), omp_get_max_threads(), cpu::isa(), load_average(), c.fma_one / 1e9,
       c.fma_all / 1e9, c.read / 1e9, c.copy / 1e9);
+  if (c.device)
+    fmt::format_to(std::back_inserter(out),
+                   "{}, {}\nceilings: products {:.1f} TF/s bf16, {:.1f} f32; memory copied {:.0f} "
+                   "GB/s\n",
+                   c.device->name, math_class(c), c.device->bf16 / 1e12, c.device->f32 / 1e12,
+                   c.device->copy / 1e9);
   if (!report.kernels.empty()) append_kernels(out, report);
-  if (report.model) append_model(out, report);
+  if (report.model) append_model(out, report), append_peers(out, report);
   return out;
 }
 
@@ -145,18 +186,30 @@ std::string report_json(const Report& report) {
       {"ceilings",
        {{"fma_one", c.fma_one}, {"fma_all", c.fma_all}, {"read", c.read}, {"copy", c.copy}}},
       {"kernels", Json::array()}};
+  if (c.device) {
+    const DeviceCeilings& d = *c.device;
+    json["device"] = {{"name", d.name}};
+    json["ceilings"].update(
+        Json{{"device_bf16", d.bf16}, {"device_f32", d.f32}, {"device_copy", d.copy}});
+  }
+  json["numerics"] = {{"class", math_class(c)}};
   for (const KernelRow& row : report.kernels) json["kernels"].push_back(to_json(row, c));
   if (report.model) {
     const ModelResult& m = *report.model;
+    json["peers"] = Json::array();
+    for (const PeerSpeed& peer : report.peers)
+      json["peers"].push_back({{"peer", peer.name},
+                               {"as_per_s", peer.per_second},
+                               {"ratio", throughput(m).median / peer.per_second},
+                               {"paired", peer.paired > 0 ? Json(peer.paired) : Json()}});
     json["workload"] = {
         {"id", m.id},     {"arch", m.arch},   {"task", m.task},      {"mix", m.mix},
         {"head", m.head}, {"batch", m.batch}, {"seed", report.seed}, {"audio_s", m.audio_seconds}};
-    json["numerics"] = {{"class", "exact"}};
     json["result"] = {
         {"as_per_s", to_json(throughput(m))}, {"step_ms", to_json(scaled(m.step, 1e3))},
         {"cpu_ms", m.cpu_seconds * 1e3},      {"unaccounted_us", m.unaccounted * 1e6},
         {"flop", total_flops(report)},        {"planned_bytes", m.planned_bytes},
-        {"mem_bytes", m.resident_bytes}};
+        {"mem_bytes", m.taken_bytes},         {"profiled_ms", m.profiled_step * 1e3}};
   }
   return json.dump(1) + "\n";
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bench/ceilings.h"
@@ -17,6 +18,7 @@ struct KernelRow {
   double calls = 1;
   Spread seconds;
   double flops = 0, bytes = 0;  // the algorithm's: each input and each output once
+  double peer = 0;              // seconds of the best peer; 0: none is known
 };
 
 // What the machine's ceilings say a kernel needs at least.
@@ -26,24 +28,51 @@ struct Floor {
 };
 Floor floor_of(const KernelRow& row, const Ceilings& ceilings);
 
+// A stretch of one step, and the time of each op in it, the longest first. What is missing is time
+// between ops.
+struct PhaseTime {
+  std::string name;
+  double seconds = 0;
+  std::vector<std::pair<std::string, double>> ops;
+};
+
 struct ModelResult {
   std::string id, arch, task, mix, head;  // id: task/arch/mix/batch/head
   int batch = 1;
   double audio_seconds = 0;  // of one step
   int64_t frames = 0;        // of one step
   Spread step;               // seconds
-  double cpu_seconds = 0;    // of a step, all threads, median
-  double unaccounted = 0;    // seconds of a step that no kernel's row has, median
-  int64_t planned_bytes = 0, resident_bytes = 0;
+  // Of the steps that the kernels' rows are from: on a device longer, as it waits for each op.
+  double profiled_step = 0;
+  double cpu_seconds = 0;  // of a step, all threads, median
+  double unaccounted = 0;  // seconds of such a step that no kernel's row has, median
+  int64_t planned_bytes = 0;
+  int64_t taken_bytes = 0;  // resident; on a device what was allocated
+};
+
+// The same workload by somebody else.
+struct PeerSpeed {
+  std::string name;       // with version and configuration
+  double per_second = 0;  // audio-seconds a second, median
+  double paired = 0;      // ours to theirs as measured in turn with it; 0: it was not
 };
 
 struct Report {
   std::string command;  // ceilings, ops, model
   uint64_t seed = 0;
   Ceilings ceilings;
-  std::vector<KernelRow> kernels;
-  std::optional<ModelResult> model;
+  std::vector<KernelRow> kernels = {};
+  std::optional<ModelResult> model = {};
+  std::vector<PhaseTime> phases = {};
+  std::vector<PeerSpeed> peers = {};  // the fastest first
 };
+
+// Audio-seconds a second.
+Spread throughput(const ModelResult& model);
+// The device, or the CPU.
+std::string machine_name(const Report& report);
+// Of the numbers: exact or bf16. Two reports of one class are comparable.
+const char* math_class(const Ceilings& ceilings);
 
 std::string report_text(const Report& report);
 std::string report_json(const Report& report);

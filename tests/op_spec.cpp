@@ -106,10 +106,12 @@ std::vector<Where> everywhere() {
   return {{}, {Device::cuda, Dtype::f32}, {Device::cuda, Dtype::bf16}};
 }
 
-OpRun::OpRun(bool poison, uint64_t seed, uint32_t update, Where where)
-    : host(int64_t{1} << 36),
-      acts(capacity(where), poison, gpu(where)),
-      scratch(capacity(where), poison, gpu(where)),
+constexpr int64_t kAddresses = int64_t{1} << 36;  // reserved for an arena on the CPU
+
+OpRun::OpRun(bool poison, uint64_t seed, uint32_t update, Where where, int64_t device_bytes)
+    : host(kAddresses),
+      acts(where.device == Device::cuda ? device_bytes : kAddresses, poison, gpu(where)),
+      scratch(where.device == Device::cuda ? device_bytes : kAddresses, poison, gpu(where)),
       prepared(gpu(where)),
       ctx{.device = where.device,
           .acts = acts,
@@ -121,10 +123,6 @@ OpRun::OpRun(bool poison, uint64_t seed, uint32_t update, Where where)
 
 cuda::Runtime* OpRun::gpu(Where where) {
   return where.device == Device::cuda ? &shared_gpu() : nullptr;
-}
-
-int64_t OpRun::capacity(Where where) {
-  return int64_t{1} << (where.device == Device::cuda ? 28 : 36);
 }
 
 Tensor OpRun::write(const Array& values, Dtype dtype) {

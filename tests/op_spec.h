@@ -123,7 +123,9 @@ std::string no_gpu();  // why there is none; empty if there is
 // Inputs of a case in an arena, as variables; outputs of one run and the gradients for random dy.
 class OpRun {
  public:
-  OpRun(bool poison, uint64_t seed = 0, uint32_t update = 0, Where where = {});
+  // device_bytes: of each of the two arenas, on a device; on the CPU there is always enough.
+  OpRun(bool poison, uint64_t seed = 0, uint32_t update = 0, Where where = {},
+        int64_t device_bytes = int64_t{1} << 28);
   std::vector<Var> place(Tape& t, std::span<const Array> inputs);
   // A tensor with these values, and back. A matrix of activations has the type of ctx.compute.
   Tensor write(const Array& values, Dtype dtype);
@@ -135,7 +137,6 @@ class OpRun {
 
  private:
   static cuda::Runtime* gpu(Where where);
-  static int64_t capacity(Where where);
 };
 
 // All tests of one case; returns what is wrong, one line each.

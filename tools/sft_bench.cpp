@@ -5,21 +5,64 @@
 #include "bench/compare.h"
 #include "bench/model.h"
 #include "bench/ops.h"
+#include "bench/page.h"
+#include "bench/peers.h"
 #include "engine/cpu/isa.h"
+#include "engine/device.h"
+#include "engine/io/file.h"
 #include "models/checkpoint.h"
-#include "tools/cli.h"
+#include "tools/device_options.h"
 
 using namespace sft;
 
 namespace {
 
-void print(const Cli& cli, const Report& report) {
-  fmt::print("{}", cli.json() ? report_json(report) : report_text(report));
-}
+// What becomes of a report: --peers, --html, and standard output.
+struct Output {
+  std::optional<std::string> html, peers;
+  bool force = false;
+  std::vector<PeerRow> rows;
 
-Report started(const Cli& cli, const std::string& command) {
+  void options(Cli& cli) {
+    cli.option("--html", html, "also write the report as a page to look at");
+    cli.flag("--force", force, "replace that page");
+  }
+  void peer_option(Cli& cli) {
+    cli.option("--peers", peers, "compare with these: a file of bench/baseline/run.py");
+  }
+  // Before anything is measured.
+  void check() {
+    if (html) check_destination(*html, existing());
+    if (peers) rows = read_peers(*peers);
+  }
+  void write(const Cli& cli, Report& report) const {
+    if (peers)
+      for (const std::string& remark : add_peers(report, rows)) cli.say("{}", remark);
+    if (html) write_text(*html, report_html(report), existing());
+    fmt::print("{}", cli.json() ? report_json(report) : report_text(report));
+  }
+
+ private:
+  Existing existing() const { return force ? Existing::replace : Existing::refuse; }
+};
+
+// The device that the options name.
+struct On {
+  DeviceOptions options;
+  std::unique_ptr<cuda::Runtime> gpu;
+
+  // After parse(), before anything is measured.
+  void open(const Cli& cli) {
+    options.settle(cli);
+    gpu = open_device(options.device);
+  }
+};
+
+Report started(const Cli& cli, const std::string& command, const On& on) {
   cpu::choose_isa();
-  return {.command = command, .seed = cli.seed(), .ceilings = measure_ceilings()};
+  Report report{.command = command, .seed = cli.seed(), .ceilings = measure_ceilings()};
+  if (on.gpu) report.ceilings.device = measure_device(*on.gpu, on.options.compute());
+  return report;
 }
 
 void check_repeats(int repeats) {
@@ -27,25 +70,37 @@ void check_repeats(int repeats) {
 }
 
 void ceilings(Cli& cli) {
+  On on;
+  Output output;
+  on.options.add_to(cli), output.options(cli);
   cli.parse();
-  print(cli, started(cli, "ceilings"));
+  output.check();
+  on.open(cli);
+  Report report = started(cli, "ceilings", on);
+  output.write(cli, report);
 }
 
 void ops(Cli& cli) {
   OpsOptions options;
   cli.option("--op", options.op, "only ops whose name begins so");
   cli.option("--repeats", options.repeats, "timed repetitions of each case");
+  On on;
+  Output output;
+  on.options.add_to(cli), output.options(cli), output.peer_option(cli);
   cli.parse();
   check_repeats(options.repeats);
+  output.check();
+  on.open(cli);
   options.seed = cli.seed();
-  Report report = started(cli, "ops");
+  options.where = {on.gpu ? Device::cuda : Device::cpu, on.options.compute()};
+  Report report = started(cli, "ops", on);
   Progress progress(cli);
   progress.phase("ops", "cases");
   report.kernels = bench_ops(options, [&](int64_t done, int64_t total) {
     progress.update(static_cast<double>(done), static_cast<double>(total));
   });
   progress.finish();
-  print(cli, report);
+  output.write(cli, report);
 }
 
 // A preset's configuration, or a model file's; the weights are random either way.
@@ -64,13 +119,19 @@ void model(Cli& cli) {
   cli.option("--head", workload.head,
              "blstm or linear; with +cached, frozen convolutions are kept");
   cli.option("--repeats", workload.repeats, "timed steps");
+  On on;
+  Output output;
+  on.options.add_to(cli), output.options(cli), output.peer_option(cli);
   cli.parse();
   check_repeats(workload.repeats);
   if (workload.batch < 0) fail(Kind::usage, "--batch {}: expected at least 1", workload.batch);
   workload.seed = cli.seed();
   workload = complete(workload);
   const Config config = config_of(workload.arch);
-  Report report = started(cli, "model");
+  output.check();
+  on.open(cli);
+  workload.gpu = on.gpu.get(), workload.compute = on.options.compute();
+  Report report = started(cli, "model", on);
   Progress progress(cli);
   progress.phase(workload.task, "steps");
   ModelBenchResult done = bench_model(config, workload, [&](int64_t step, int64_t steps) {
@@ -79,7 +140,8 @@ void model(Cli& cli) {
   progress.finish();
   report.kernels = std::move(done.kernels);
   report.model = std::move(done.result);
-  print(cli, report);
+  report.phases = std::move(done.phases);
+  output.write(cli, report);
 }
 
 // "5%", "5" -> 0.05

@@ -1,9 +1,14 @@
-"""PyTorch + transformers, fp32, tuned: the fastest of the attention variants, inference mode, fused Adam.
+"""PyTorch + transformers, tuned: the fastest of the attention variants, inference mode, fused Adam.
 
-    python pytorch.py --threads 2 [--variants eager,sdpa,compile] [--one-by-one]   then one workload id a line
+    python pytorch.py --threads 2 [--variants eager,sdpa,compile] [--one-by-one | --sorted N]
+        [--device cuda] [--math exact|bf16]                                        then one workload id a line
     python pytorch.py --threads 2 --first MODEL_FOLDER AUDIO                       process start to first features
+
+exact is fp32 without TF32. bf16: the whole model to extract, autocast over fp32 parameters to train. --sorted: by length,
+N utterances at a time, which pads less.
 """
 import argparse
+import contextlib
 import functools
 import sys
 import time
@@ -33,49 +38,68 @@ def build(arch, attention):
     return HubertModel._from_config(config, attn_implementation=attention)
 
 
-def extraction(work, attention, padded):
-    """All hidden states; a list of different lengths as one padded batch with its mask, or one by one."""
+def padded(waves):
+    """One batch of waves and its mask; None for waves of one length."""
     import torch
-    model = build(work['arch'], 'sdpa' if attention == 'compile' else attention).eval()
-    call = torch.compile(model) if attention == 'compile' else model
-    waves = [torch.from_numpy(x) for x in workloads.audio(work['seconds'])]
     batch = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(x), dtype=torch.long) for x in waves], batch_first=True)
-    padding = bool((mask == 0).any())
+    lengths = torch.tensor([len(x) for x in waves], device=batch.device)
+    mask = (torch.arange(batch.shape[1], device=batch.device) < lengths[:, None]).long()
+    return batch, mask if bool((mask == 0).any()) else None
+
+
+def extraction(work, attention, args):
+    """All hidden states; different lengths as one padded batch with its mask, in sorted groups, or one by one."""
+    import torch
+    dtype = torch.bfloat16 if args.math == 'bf16' else torch.float32
+    model = build(work['arch'], 'sdpa' if attention == 'compile' else attention).eval().to(args.device, dtype)
+    call = torch.compile(model) if attention == 'compile' else model
+    waves = [torch.from_numpy(x).to(args.device, dtype) for x in workloads.audio(work['seconds'])]
+    group = 1 if args.one_by_one else args.sorted or len(waves)
+    if group < len(waves): waves.sort(key=len)
+    batches = [padded(waves[i:i + group]) for i in range(0, len(waves), group)]
 
     def run():
         with torch.inference_mode():
-            if padded: call(batch, attention_mask=mask if padding else None, output_hidden_states=True)
-            else: [call(x[None], output_hidden_states=True) for x in waves]
+            for batch, mask in batches: call(batch, attention_mask=mask, output_hidden_states=True)
+        settle(args)
     return run
 
 
-def head(width, kind):
+def settle(args):
+    """A repetition ends when the device is done."""
+    import torch
+    if args.device == 'cuda': torch.cuda.synchronize()
+
+
+def head(width, kind, device):
     """-> a function of [B, T, C] to logits [B, T, V], and its parameters"""
     import torch
-    out = torch.nn.Linear(width if kind == 'linear' else 2 * workloads.HEAD_WIDTH, workloads.VOCAB)
+    out = torch.nn.Linear(width if kind == 'linear' else 2 * workloads.HEAD_WIDTH, workloads.VOCAB, device=device)
     if kind == 'linear': return out, list(out.parameters())
-    proj = torch.nn.Linear(width, workloads.HEAD_WIDTH)
+    proj = torch.nn.Linear(width, workloads.HEAD_WIDTH, device=device)
     rnn = torch.nn.LSTM(workloads.HEAD_WIDTH, workloads.HEAD_WIDTH, workloads.HEAD_LAYERS, bidirectional=True,
-                        batch_first=True, dropout=workloads.HEAD_DROPOUT)
+                        batch_first=True, dropout=workloads.HEAD_DROPOUT, device=device)
     drop = torch.nn.Dropout(workloads.HEAD_DROPOUT)
     return lambda x: out(drop(rnn(proj(x))[0])), [p for m in (proj, rnn, out) for p in m.parameters()]
 
 
-def training(work, attention):
+def training(work, attention, args):
     """One update; equal lengths, so nothing is padded or packed, which favours this side."""
     import torch
     kind, _, cached = work['what'].partition('+')
-    model = build(work['arch'], 'sdpa' if attention == 'compile' else attention).train()
+    model = build(work['arch'], 'sdpa' if attention == 'compile' else attention).train().to(args.device)
     model.feature_extractor._freeze_parameters()
-    predict, own = head(model.config.hidden_size, kind)
+    predict, own = head(model.config.hidden_size, kind, args.device)
     frozen = work['task'] == 'train-head'
     encoder = [p for k, p in model.named_parameters() if not k.startswith(('feature_extractor', 'masked'))]
     trained = own if frozen else own + encoder
     adam = torch.optim.Adam(trained, lr=1e-4, fused=True)
-    batch = torch.stack([torch.from_numpy(x) for x in workloads.audio(work['seconds'])])
-    targets = [torch.from_numpy(y) for y in workloads.labels(work['seconds'])]
-    with torch.no_grad(): features = model.feature_extractor(batch).transpose(1, 2)
+    batch = torch.stack([torch.from_numpy(x) for x in workloads.audio(work['seconds'])]).to(args.device)
+    labels = [torch.from_numpy(y) for y in workloads.labels(work['seconds'])]
+    targets, target_lengths = torch.cat(labels).to(args.device), torch.tensor([len(y) for y in labels])
+    low = args.math == 'bf16'
+    def precision(): return torch.autocast(args.device, torch.bfloat16) if low else contextlib.nullcontext()
+    with torch.no_grad(), precision(): features = model.feature_extractor(batch).transpose(1, 2)
 
     def encode(samples, kept):
         with torch.no_grad(): x = kept if cached else model.feature_extractor(samples).transpose(1, 2)
@@ -84,23 +108,26 @@ def training(work, attention):
 
     def run():
         adam.zero_grad()
-        with torch.set_grad_enabled(not frozen): hidden = call(batch, features)
-        logp = predict(hidden).log_softmax(-1).transpose(0, 1)
+        with precision():
+            with torch.set_grad_enabled(not frozen): hidden = call(batch, features)
+            logits = predict(hidden)
+        logp = logits.float().log_softmax(-1).transpose(0, 1)
         lengths = torch.full((len(batch),), len(logp))
-        loss = torch.nn.functional.ctc_loss(logp, torch.cat(targets), lengths, torch.tensor([len(y) for y in targets]))
+        loss = torch.nn.functional.ctc_loss(logp, targets, lengths, target_lengths)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
         adam.step()
+        settle(args)
     return run
 
 
-def make(work, variants, one_by_one):
+def make(work, args):
     """The fastest variant; where there is a choice each is built, run once and timed twice."""
     if work['task'] not in ('extract', 'train-full', 'train-head'): raise workloads.Skip(work['task'])
-    if one_by_one and work['mix'] != 'mixed': raise workloads.Skip('a single length')
-    best = None
+    if (args.one_by_one or args.sorted) and work['mix'] != 'mixed': raise workloads.Skip('a single length')
+    best, variants = None, args.variants.split(',')
     for attention in variants:
-        run = extraction(work, attention, not one_by_one) if work['task'] == 'extract' else training(work, attention)
+        run = (extraction if work['task'] == 'extract' else training)(work, attention, args)
         if len(variants) == 1: return run, attention
         run()
         times = []
@@ -120,11 +147,15 @@ def main():
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--variants', default='eager,sdpa')
     parser.add_argument('--one-by-one', action='store_true', help='mixed lengths without padding')
+    parser.add_argument('--sorted', type=int, default=0, metavar='N', help='mixed lengths sorted, N at a time')
+    parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
+    parser.add_argument('--math', default='exact', choices=('exact', 'bf16'))
     parser.add_argument('--first', nargs=2, metavar=('MODEL_FOLDER', 'AUDIO'))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.first: return first(*args.first)
-    workloads.serve(functools.partial(make, variants=args.variants.split(','), one_by_one=args.one_by_one))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    workloads.serve(functools.partial(make, args=args))
 
 
 if __name__ == '__main__': main()

@@ -1,6 +1,7 @@
 """Runs the peers, and ours between them, repetition by repetition; one table, one JSON file.
 
     python run.py --out peers.json --cache DIR [--threads 2] [--repeats 5] [--only PREFIX]... [--peers pytorch]
+        [--device cuda] [--math exact|bf16]
         --sft-bench   'build/sft-bench model {arch} --task {task} --mix {mix} --batch {batch} --head {head}
                        --threads {threads} --json'
         --sft-merge   'build/sft-merge {base} {tuned} --alpha 0.25 -o {out} --threads {threads} --force'
@@ -9,7 +10,8 @@
 Each round times every side once, in turn. A command that is not given leaves its side out. sft-bench prints JSON
 with result.as_per_s.median for a workload; the two other commands are timed as whole processes. DIR keeps exported
 graphs and random models. On a busy machine set OMP_WAIT_POLICY=passive, and say so in --note. On an AMD processor
-PyTorch's MKL is repaired: a preloaded one-line library answers its question for the vendor.
+PyTorch's MKL is repaired: a preloaded one-line library answers its question for the vendor. On cuda (bf16 unless --math
+says otherwise) the peers are PyTorch's: one padded batch, one by one, and sorted by length in groups of 8.
 """
 import argparse
 import json
@@ -33,6 +35,13 @@ def cpu():
     fields = dict(line.split(':', 1) for line in first.splitlines() if ':' in line)
     fields = {k.strip(): v.strip() for k, v in fields.items()}
     return fields.get('model name', platform.machine()), fields.get('vendor_id', '')
+
+
+def device(args):
+    """The processor's name, or the GPU's."""
+    if args.device == 'cpu': return cpu()[0]
+    said = subprocess.run(['nvidia-smi', '--query-gpu=name', '--format=csv,noheader'], capture_output=True, text=True, check=True)
+    return said.stdout.splitlines()[0].strip()
 
 
 def environment(args):
@@ -80,7 +89,7 @@ class Process:
 class SftBench:
     """sft-bench's own figure for a workload, as seconds of one pass over its audio."""
     def __init__(self, template, args, env):
-        self.template, self.args, self.env, self.config = template, args, env, 'exact'
+        self.template, self.args, self.env, self.config = template, args, env, args.math
 
     def __call__(self, workload):
         w = workloads.parse(workload)
@@ -116,26 +125,29 @@ def sides(args, env, task, scratch):
         whole('onnxruntime', 'onnxruntime_peer.py', '--threads', threads, '--cache', args.cache, '--first', at['audio'])
     if task in ('merge', 'start'): return out
     if args.sft_bench: out['sft'] = SftBench(args.sft_bench, args, env)
-    if 'pytorch' in args.peers:
-        out['pytorch'] = Peer('pytorch.py', args, env, '--variants', args.variants)
-        out['pytorch one by one'] = Peer('pytorch.py', args, env, '--variants', args.variants, '--one-by-one')
-    if 'onnxruntime' in args.peers:
+    ways = {'pytorch': [], 'pytorch one by one': ['--one-by-one']}
+    if args.device == 'cuda': ways['pytorch sorted'] = ['--sorted', '8']
+    for name, way in ways.items() if 'pytorch' in args.peers else ():
+        out[name] = Peer('pytorch.py', args, env, '--variants', args.variants, '--device', args.device, '--math', args.math, *way)
+    if 'onnxruntime' in args.peers and args.device == 'cpu':
         out['onnxruntime'] = Peer('onnxruntime_peer.py', args, env, '--cache', args.cache)
     return out
 
 
 def versions():
     import importlib.metadata
-    packages = dict.fromkeys(('pytorch', 'pytorch one by one'), 'torch')
+    packages = dict.fromkeys(('pytorch', 'pytorch one by one', 'pytorch sorted'), 'torch')
     packages |= {'onnxruntime': 'onnxruntime', 'safetensors': 'safetensors'}
-    return {name: f'{package} {importlib.metadata.version(package)}' for name, package in packages.items()}
+    found = {d.metadata['Name'] for d in importlib.metadata.distributions()}
+    return {name: f'{p} {importlib.metadata.version(p)}' for name, p in packages.items() if p in found}
 
 
 def command(args):
     """The options that matter, without this machine's paths."""
     given = {'--sft-bench': args.sft_bench, '--sft-merge': args.sft_merge, '--sft-extract': args.sft_extract}
     given = ''.join(f' {k} {shlex.quote(v)}' for k, v in given.items() if v)
-    return f'run.py --threads {args.threads} --repeats {args.repeats} --variants {args.variants}{given}'
+    on = f' --device cuda --math {args.math}' if args.device == 'cuda' else ''
+    return f'run.py{on} --threads {args.threads} --repeats {args.repeats} --variants {args.variants}{given}'
 
 
 def spread(values): return dict(median=statistics.median(values), min=min(values), max=max(values), n=len(values))
@@ -151,8 +163,8 @@ def measure(workload, running, args):
         for side in times: times[side].append(running[side](workload))
     rows = []
     for side, values in times.items():
-        row = {'peer': side, 'version': version.get(side, ''), 'device': cpu()[0], 'workload_id': workload,
-               'class': 'exact', 'config': running[side].config, 'command': command(args), 'threads': args.threads,
+        row = {'peer': side, 'version': version.get(side, ''), 'device': device(args), 'workload_id': workload,
+               'class': args.math, 'config': running[side].config, 'command': command(args), 'threads': args.threads,
                'seconds': spread(values)}
         if seconds: row['as_per_s'] = spread([seconds / v for v in values])
         if 'sft' in times and side != 'sft': row['pairs'] = [[s, v] for s, v in zip(times['sft'], values)]
@@ -180,8 +192,12 @@ def options():
     parser.add_argument('--peers', default='pytorch,onnxruntime', type=lambda s: s.split(','))
     parser.add_argument('--variants', default='eager,sdpa', help='of PyTorch: eager, sdpa, compile; the fastest counts')
     parser.add_argument('--note', default='', help='kept in the file: what else ran on the machine')
+    parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
+    parser.add_argument('--math', choices=('exact', 'bf16'), help='default: exact, bf16 on cuda')
     for name in ('--sft-bench', '--sft-merge', '--sft-extract'): parser.add_argument(name)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.math = args.math or ('bf16' if args.device == 'cuda' else 'exact')
+    return args
 
 
 def main():
@@ -189,7 +205,8 @@ def main():
     os.makedirs(args.cache, exist_ok=True)
     env, repaired = environment(args)
     rows = []
-    chosen = [w for w in workloads.IDS if not args.only or w.startswith(tuple(args.only))]
+    ids = workloads.CUDA_IDS if args.device == 'cuda' else workloads.IDS
+    chosen = [w for w in ids if not args.only or w.startswith(tuple(args.only))]
     with tempfile.TemporaryDirectory(dir=args.cache) as scratch:
         for workload in chosen:
             running = sides(args, env, workloads.parse(workload)['task'], scratch)

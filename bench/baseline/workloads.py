@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 RATE = 16000
-LENGTHS = {'fixed:5': [5], 'fixed:15': [15], 'mixed': [3, 5, 7, 9, 10, 12, 14, 15]}      # seconds
+MIXED = [3, 5, 7, 9, 10, 12, 14, 15]                                                      # seconds
 VOCAB, HEAD_WIDTH, HEAD_LAYERS, HEAD_DROPOUT, LABELS_PER_SECOND, ALPHA = 32, 256, 3, 0.2, 16, 0.25
 
 IDS = ['extract/hubert-base/fixed:5/1/all', 'extract/hubert-base/fixed:15/1/all',
@@ -20,6 +20,9 @@ IDS = ['extract/hubert-base/fixed:5/1/all', 'extract/hubert-base/fixed:15/1/all'
        'train-full/hubert-base/fixed:5/4/blstm+cached', 'train-full/hubert-base/fixed:5/4/linear+cached',
        'train-head/hubert-base/fixed:5/4/blstm', 'train-head/hubert-base/fixed:5/4/blstm+cached',
        'merge/hubert-base/-/2/all', 'start/hubert-base/fixed:5/1/all']
+# On a device: one utterance, and batches that fill it.
+CUDA_IDS = ['extract/hubert-base/fixed:10/1/all', 'extract/hubert-base/mixed/64/all', 'extract/hubert-large/mixed/32/all',
+            'train-head/hubert-base/fixed:12/16/blstm+cached', 'train-full/hubert-base/fixed:12/16/blstm']
 
 
 class Skip(Exception):
@@ -29,7 +32,7 @@ class Skip(Exception):
 def parse(workload):
     """id -> {task, arch, mix, batch, what, seconds: [audio seconds of every utterance]}"""
     task, arch, mix, batch, what = workload.split('/')
-    lengths = LENGTHS.get(mix, [])
+    lengths = MIXED if mix == 'mixed' else [int(mix[6:])] if mix.startswith('fixed:') else []
     return dict(task=task, arch=arch, mix=mix, batch=int(batch), what=what, seconds=(lengths * int(batch))[:int(batch)])
 
 

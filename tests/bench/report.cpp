@@ -18,10 +18,11 @@ Report made_up() {
                           .audio_seconds = 10,
                           .frames = 499,
                           .step = {2, 1, 4, 3},
+                          .profiled_step = 2,
                           .cpu_seconds = 1.6,
                           .unaccounted = 0.5,
                           .planned_bytes = 100 << 20,
-                          .resident_bytes = 150 << 20};
+                          .taken_bytes = 150 << 20};
   return {.command = "model", .ceilings = kCeilings, .kernels = {kernel}, .model = model};
 }
 

@@ -1,9 +1,17 @@
+#include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "bench/model.h"
+#include "bench/ops.h"
+#include "bench/page.h"
+#include "bench/peers.h"
 #include "engine/io/file.h"
+#include "models/checkpoint.h"
 #include "tests/doctest.h"
+#include "tests/golden.h"
+#include "tests/op_spec.h"
 #include "tests/run_program.h"
 #include "tests/temporary_folder.h"
 
@@ -26,7 +34,225 @@ nlohmann::json report_of(std::vector<std::string> arguments) {
   return nlohmann::json::parse(o.out);
 }
 
+// Each tag that is opened is closed, in turn; attributes are quoted; nothing comes from elsewhere.
+std::string fault_of_page(const std::string& page) {
+  std::vector<std::string> open;
+  for (size_t at = page.find('<'); at != std::string::npos; at = page.find('<', at + 1)) {
+    const size_t end = page.find('>', at);
+    if (end == std::string::npos) return "a tag that does not end";
+    const std::string tag = page.substr(at + 1, end - at - 1);
+    const std::string name = tag.substr(0, tag.find_first_of(" \n"));
+    if (tag.find('<') != std::string::npos) return "< within <" + tag;
+    if (std::count(tag.begin(), tag.end(), '"') % 2) return "quotes of <" + tag;
+    if (name == "script" || name == "link" || name == "img") return "<" + tag;
+    if (name == "!DOCTYPE" || tag.ends_with('/')) continue;
+    if (name[0] != '/') {
+      open.push_back(name);
+    } else if (open.empty() || "/" + open.back() != name) {
+      return "<" + tag + "> in " + (open.empty() ? "nothing" : open.back());
+    } else {
+      open.pop_back();
+    }
+  }
+  return open.empty() ? "" : "open at the end: " + open.back();
+}
+
+Report sample_report() {
+  Report report{.command = "model",
+                .ceilings = {.fma_one = 5e10, .fma_all = 1e11, .read = 2e10, .copy = 1e10}};
+  report.kernels = {{"linear", 12, {1e-3, 9e-4, 2e-3, 5}, 5e7, 1e6},
+                    {"odd <&\" name", 1, {2e-3, 1e-3, 3e-3, 5}, 0, 1e7}};
+  report.model = ModelResult{.id = "extract/x/fixed:1/1/all",
+                             .audio_seconds = 2,
+                             .step = {0.5, 0.4, 0.8, 5},
+                             .profiled_step = 0.5};
+  report.phases = {{"encoder", 0.4, {{"linear", 0.1}, {"linear.backward", 0.2}}}};
+  return report;
+}
+
+PeerRow peer(const char* name, const std::string& device, double per_second) {
+  return {.peer = name,
+          .version = "v1",
+          .config = "sdpa",
+          .device = device,
+          .workload = "extract/x/fixed:1/1/all",
+          .math = "exact",
+          .per_second = per_second};
+}
+
 }  // namespace
+
+TEST_CASE("sft-bench: a page is well-formed, and shows everything that was measured") {
+  const std::string page = report_html(sample_report());
+  EXPECT(fault_of_page(page) == "");
+  for (const char* shown :
+       {"odd &lt;&amp;&quot; name", "linear.backward", "extract/x/fixed:1/1/all", "100 GFLOP/s",
+        "10 GB/s", "prefers-color-scheme:dark"})
+    EXPECT_MESSAGE(page.find(shown) != std::string::npos, shown);
+  EXPECT(fault_of_page("<p><b></p></b>") != "");
+  Report bare{.command = "ceilings", .ceilings = sample_report().ceilings};
+  EXPECT(fault_of_page(report_html(bare)) == "");
+}
+
+TEST_CASE("sft-bench: peers of the same work, device and class, the fastest first") {
+  Report report = sample_report();
+  const std::string here = machine_name(report);
+  std::vector<PeerRow> rows{peer("slow", here, 1), peer("fast", here, 2), peer("far", "TPU", 9),
+                            peer("other work", here, 9), peer("bf16", here, 9)};
+  rows[0].paired = 3.5;
+  rows[0].kernels = {{"linear", 4e-3}, {"none", 1}}, rows[1].kernels = {{"linear", 3e-3}};
+  rows[3].workload = "extract/y/fixed:1/1/all", rows[4].math = "bf16";
+  const std::vector<std::string> remarks = add_peers(report, rows);
+  REQUIRE(report.peers.size() == 2);
+  EXPECT(report.peers[0].name == "fast (v1, sdpa)");
+  EXPECT(report.kernels[0].peer == 3e-3);
+  EXPECT(report.kernels[1].peer == 0);
+  REQUIRE(remarks.size() == 1);
+  EXPECT(remarks[0].find("peers on TPU are left out") == 0);
+  const std::string text = report_text(report);  // 4 audio-seconds a second
+  for (const char* line :
+       {"  ~2.00x of fast (v1, sdpa): 2.00 audio-seconds/s\n",
+        "  ~4.00x of slow (v1, sdpa): 1.00 audio-seconds/s; measured in turn with it 3.50x\n",
+        " ~3.00x\n"})
+    EXPECT_MESSAGE(text.find(line) != std::string::npos, text);
+  const auto json = nlohmann::json::parse(report_json(report));
+  EXPECT(json.at("peers")[0].at("ratio") == 2.0);
+  EXPECT(json.at("kernels")[0].at("peer_us") == 3000.0);
+}
+
+TEST_CASE("sft-bench: a file of peers, and files that are none") {
+  const test::TemporaryFolder folder;
+  const nlohmann::json row{{"peer", "pytorch"},
+                           {"version", "torch 2"},
+                           {"device", "x"},
+                           {"workload_id", "w"},
+                           {"class", "exact"},
+                           {"config", "sdpa"},
+                           {"as_per_s", {{"median", 2}}},
+                           {"pairs", {{1, 2}, {1, 4}, {1, 3}}}};
+  nlohmann::json ours = row;
+  ours["peer"] = "sft";
+  write_text(folder / "list.json", nlohmann::json{row, ours}.dump());
+  write_text(folder / "runs.json", nlohmann::json{{"runs", {{row}, {ours, row}}}}.dump());
+  const std::vector<PeerRow> list = read_peers(folder / "list.json");
+  REQUIRE(list.size() == 1);
+  EXPECT(list[0].paired == 3);
+  EXPECT(list[0].per_second == 2);
+  EXPECT(read_peers(folder / "runs.json").size() == 2);
+  for (const char* wrong :
+       {"", "{}", "[{}]", "[1]", "{\"runs\": 3}", "[{\"peer\": \"p\", \"class\": 3}]"}) {
+    write_text(folder / "wrong.json", wrong, Existing::replace);
+    EXPECT_MESSAGE(test::error_of([&] { read_peers(folder / "wrong.json"); }).kind == Kind::input,
+                   wrong);
+  }
+}
+
+TEST_CASE("sft-bench on cuda: ceilings") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  const DeviceCeilings c = measure_device(shared_gpu(), Dtype::bf16, {96, 1 << 16, 0.02});
+  for (double rate : {c.bf16, c.f32, c.copy}) EXPECT(rate > 0);
+  const Ceilings all{.fma_all = 1, .copy = 2, .device = c};
+  EXPECT(all.arithmetic() == c.bf16);
+  EXPECT(all.bandwidth() == c.copy);
+}
+
+TEST_CASE("sft-bench on cuda: an op, over several copies of its inputs") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  const auto found = std::find_if(op_specs().begin(), op_specs().end(),
+                                  [](const OpSpec& s) { return s.name == "layer_norm"; });
+  OpSpec spec = *found;
+  spec.name = "small layer norm", spec.cases = {{.frames = {3, 1}, .dims = {48}, .bench = true}};
+  std::set<const void*> read;
+  spec.run = [&read, run = found->run](Tape& t, std::span<const Var> x, const Case& c) {
+    read.insert(x[0].value.data);
+    return run(t, x, c);
+  };
+  op_specs().push_back(spec);
+  for (Dtype compute : {Dtype::f32, Dtype::bf16}) {
+    read.clear();
+    const auto rows = bench_ops({.op = "small layer norm",
+                                 .repeats = 2,
+                                 .where = {Device::cuda, compute},
+                                 .region_seconds = 1e-4,
+                                 .rotated_bytes = 20'000},
+                                [](auto, auto) {});
+    REQUIRE(rows.size() == 2);
+    EXPECT(read.size() >= 4);
+    for (const KernelRow& row : rows) {
+      EXPECT(row.seconds.median > 0);
+      EXPECT(row.seconds.n == 2);
+      EXPECT(row.bytes > 0);
+      EXPECT(row.calls == 1);
+    }
+  }
+  op_specs().pop_back();
+}
+
+TEST_CASE("sft-bench on cuda: a model extracts and trains") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  const Config config = open_model(test::golden("models/hubert-group")).config;
+  for (const auto& [task, head, phases] :
+       {std::tuple{"extract", "all",
+                   std::vector<std::string>{"samples", "convolutions", "encoder"}},
+        {"train-full",
+         "linear+cached",
+         {"convolutions", "encoder", "head and loss", "backward", "update"}}}) {
+    const ModelBenchResult done =
+        bench_model(config,
+                    complete({.task = task,
+                              .mix = "fixed:1",
+                              .batch = 1,
+                              .head = head,
+                              .repeats = 1,
+                              .gpu = &shared_gpu()}),
+                    [](int64_t step, int64_t steps) { EXPECT((step <= steps && steps == 2)); });
+    EXPECT(done.result.frames == 49);
+    EXPECT(done.result.step.median > 0);
+    EXPECT(done.result.profiled_step > 0);
+    EXPECT(done.result.planned_bytes > 0);
+    std::vector<std::string> names;
+    for (const PhaseTime& phase : done.phases) names.push_back(phase.name);
+    EXPECT(names == phases);
+    EXPECT(std::any_of(done.kernels.begin(), done.kernels.end(),
+                       [](const KernelRow& row) { return row.name == "attention"; }));
+  }
+}
+
+TEST_CASE("sft-bench: without a device, --device cuda says what is missing") {
+  if (absent()) return;
+  const std::vector<std::vector<std::string>> commands{
+      {"ceilings"}, {"ops", "--op", "layer_norm"}, {"model", "hubert-tiny", "--mix", "fixed:1"}};
+  for (std::vector<std::string> command : commands) {
+    command.insert(command.end(), {"--device", "cuda", "--json", "-q"});
+    const Outcome o = run_program("sft-bench", command);
+    if (o.code == 0) return test::skip("there is a device");
+    EXPECT(o.code == 4);
+    EXPECT(o.out.empty());
+    EXPECT_MESSAGE((o.err.find("no driver on this machine") != std::string::npos ||
+                    o.err.find("no device") != std::string::npos ||
+                    o.err.find("built without CUDA") != std::string::npos),
+                   o.err);
+  }
+}
+
+TEST_CASE("sft-bench: --html writes a page, once") {
+  if (absent()) return;
+  const test::TemporaryFolder folder;
+  const std::string page = folder / "page.html";
+  std::vector<std::string> command{"model",   "hubert-tiny", "--task", "train-head", "--mix",
+                                   "fixed:1", "--repeats",   "1",      "--html",     page};
+  EXPECT(run_program("sft-bench", command).code == 0);
+  const std::string first = read_text(page);
+  EXPECT(fault_of_page(first) == "");
+  for (const char* shown : {"lstm.backward", "head and loss", "Roofline"})
+    EXPECT_MESSAGE(first.find(shown) != std::string::npos, shown);
+  const Outcome again = run_program("sft-bench", command);
+  EXPECT(again.code == 2);
+  EXPECT(again.err.find("--force") != std::string::npos);
+  EXPECT(read_text(page) == first);
+  command.push_back("--force");
+  EXPECT(run_program("sft-bench", command).code == 0);
+}
 
 TEST_CASE("sft-bench: ceilings and an op, forward and backward") {
   if (absent()) return;
@@ -118,5 +344,7 @@ TEST_CASE("sft-bench: exit codes and messages") {
   refused({"ops", "--repeats", "0"}, "expected at least 1");
   refused({"model", "hubert-tiny", "--mix", "fixed:x"}, "expected fixed:SECONDS or mixed");
   refused({"model", "hubert-tiny", "--head", "lstm", "--task", "train-full"}, "expected linear");
+  refused({"ops", "--math", "bf16"}, "--math bf16 needs a device");
+  EXPECT(run_program("sft-bench", {"ops", "--peers", "/nowhere/peers.json"}).code == 3);
   refused({"compare", "a", "b", "--fail-over", "few"}, "expected a percentage");
 }
