@@ -103,7 +103,7 @@ class CaseBench {
   void seed_gradients(Fill& fill) {
     std::vector<Tensor> like;
     {
-      ScratchScope step(run_.acts);
+      ScratchScope step(run_.acts), host(run_.host);
       for (const Var& out : spec_.run(tape_, variables(copies_[0]), case_))
         like.push_back(out.value);
       tape_.clear();
@@ -142,8 +142,17 @@ class CaseBench {
   std::vector<Var> variables(const Inputs& from) {
     std::vector<Var> vars;
     for (size_t i = 0; i < from.values.size(); ++i)
-      vars.push_back(inputs_[i].gradient ? tape_.variable(from.values[i]) : Var{from.values[i]});
+      if (inputs_[i].on_host)
+        vars.push_back({on_host(inputs_[i])});
+      else
+        vars.push_back(inputs_[i].gradient ? tape_.variable(from.values[i]) : Var{from.values[i]});
     return vars;
+  }
+  // Made anew for each call: run() may make integers of the numbers in place.
+  Tensor on_host(const Array& values) {
+    const Tensor to = run_.host.tensor(values.shape);
+    std::copy(values.data.begin(), values.data.end(), to.f32());
+    return to;
   }
 
   void mark(const std::vector<Var>& outs, const Inputs& inputs) {
@@ -176,7 +185,7 @@ class CaseBench {
 
   // All calls forward, then all backward; 0: there is no backward.
   std::pair<double, double> region() {
-    ScratchScope step(run_.acts);
+    ScratchScope step(run_.acts), host(run_.host);
     std::vector<std::vector<Var>> in(calls_), out(calls_);
     for (size_t i = 0; i < in.size(); ++i) in[i] = variables(copies_[i % copies_.size()]);
     const double forward = timed(forward_, [&] {

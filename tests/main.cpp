@@ -3,16 +3,15 @@
 #include "engine/cpu/isa.h"
 #include "engine/cuda/emulator/counts.h"
 #include "tests/doctest.h"
+#include "tests/skipped.h"
 
 #include <fmt/format.h>
 
-#include <set>
 #include <string>
 
 namespace {
 
-std::string current_case, closing;
-std::set<std::string> skipped;
+std::string closing;
 
 struct Listener : doctest::IReporter {
   explicit Listener(const doctest::ContextOptions&) {}
@@ -20,10 +19,11 @@ struct Listener : doctest::IReporter {
   void test_run_start() override {}
   void test_run_end(const doctest::TestRunStats& stats) override {
     const size_t run = stats.numTestCasesPassingFilters - stats.numTestCasesFailed;
-    closing = fmt::format("{} passed, {} failed, {} skipped", run - skipped.size(),
-                          stats.numTestCasesFailed, skipped.size());
+    const size_t skipped = sft::test::skipped_cases().size();
+    closing = fmt::format("{} passed, {} failed, {} skipped", run - skipped,
+                          stats.numTestCasesFailed, skipped);
   }
-  void test_case_start(const doctest::TestCaseData& data) override { current_case = data.m_name; }
+  void test_case_start(const doctest::TestCaseData&) override {}
   void test_case_reenter(const doctest::TestCaseData&) override {}
   void test_case_end(const doctest::CurrentTestCaseStats&) override {}
   void test_case_exception(const doctest::TestCaseException&) override {}
@@ -49,13 +49,6 @@ void print_emulated() {
 }
 
 }  // namespace
-
-namespace sft::test {
-void skip(std::string_view why) {
-  fmt::print("skipped: {}: {}\n", current_case, why);
-  skipped.insert(current_case);
-}
-}  // namespace sft::test
 
 int main(int argc, char** argv) {
   sft::cpu::choose_isa();

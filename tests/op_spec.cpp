@@ -177,8 +177,9 @@ using Modify = std::function<void(OpRun&, Tape&, std::vector<Var>&)>;
 
 // Runs forward and, with the given dy, backward.
 Result run_op(const OpSpec& spec, const Case& c, Where where, std::span<const Array> inputs,
-              std::span<const Array> dy, const Modify& modify = {}) {
-  OpRun run(/*poison=*/true, kSpecSeed, kSpecUpdate, where);
+              std::span<const Array> dy, const Modify& modify = {},
+              int64_t device_bytes = int64_t{1} << 28) {
+  OpRun run(/*poison=*/true, kSpecSeed, kSpecUpdate, where, device_bytes);
   Tape tape(run.ctx);
   std::vector<Var> vars = run.place(tape, inputs);
   if (modify) modify(run, tape, vars);
@@ -426,6 +427,28 @@ std::vector<std::string> check_case(const OpSpec& spec, const Case& c, uint64_t 
   checker.constants();
   checker.same_bits();
   if (spec.packs && c.frames.size() > 1) checker.alone();
+  return checker.wrong;
+}
+
+std::vector<std::string> check_pair(const OpSpec& spec, const Case& c, uint64_t seed,
+                                    Dtype compute) {
+  const int64_t room = std::min(shared_gpu().free_bytes() / 4, int64_t{8} << 30);
+  Fill fill(seed);
+  Checker checker{spec, c, {Device::cuda, compute}, spec.inputs(c, fill), {}, {}, {}};
+  for (Array& input : checker.inputs) round_to(input, compute);
+  for (const Array& out : run_op(spec, c, {}, checker.inputs, {}).outputs) {
+    checker.dy.push_back(spec.loss ? checker.inputs.back() : fill.normal(out.shape));
+    round_to(checker.dy.back(), compute);
+  }
+  const Result cpu = run_op(spec, c, {}, checker.inputs, checker.dy);
+  checker.ours = run_op(spec, c, checker.where, checker.inputs, checker.dy, {}, room);
+  // Sums are longer than those of the small cases, and both sides round: four times as much.
+  for (size_t i = 0; i < cpu.outputs.size(); ++i)
+    checker.expect(distance(checker.ours.outputs[i], cpu.outputs[i]),
+                   4 * spec.forward_tolerance(compute), fmt::format("output {}", i));
+  for (size_t i = 0; i < cpu.gradients.size(); ++i)
+    checker.expect(distance(checker.ours.gradients[i], cpu.gradients[i]),
+                   4 * spec.gradient_tolerance(compute), fmt::format("gradient {}", i));
   return checker.wrong;
 }
 

@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "engine/cpu/isa.h"
+#include "engine/cuda/emulator/counts.h"
 #include "tests/doctest.h"
 #include "tests/op_spec.h"
 
@@ -37,6 +38,25 @@ TEST_CASE("ops on cuda: every spec, every case, in f32 and bf16") {
     SUBCASE(spec.name.c_str()) {
       check_cases(spec, {Device::cuda, Dtype::f32}, "cuda f32");
       check_cases(spec, {Device::cuda, Dtype::bf16}, "cuda bf16");
+    }
+  }
+}
+
+// At the sizes of sft-bench; emulated, where those would take hours, at the first one of each spec.
+TEST_CASE("pairs on cuda: what the CPU computes, in f32 and bf16") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  const bool emulated = cuda::emulator::launches;
+  for (const OpSpec& spec : op_specs()) {
+    if (!spec.cuda) continue;
+    SUBCASE(spec.name.c_str()) {
+      for (const Case& c : spec.cases) {
+        if (emulated ? &c != &spec.cases[0] : !c.bench) continue;
+        for (Dtype compute : {Dtype::f32, Dtype::bf16})
+          for (const std::string& wrong : check_pair(spec, c, kSpecSeed, compute))
+            EXPECT_MESSAGE(false, fmt::format("{} {}: {}", spec.name,
+                                              compute == Dtype::f32 ? "f32" : "bf16", wrong));
+        EXPECT(true);
+      }
     }
   }
 }

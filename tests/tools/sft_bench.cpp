@@ -1,4 +1,7 @@
+#include <sys/wait.h>
+
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -7,6 +10,7 @@
 #include "bench/ops.h"
 #include "bench/page.h"
 #include "bench/peers.h"
+#include "build_info.h"
 #include "engine/io/file.h"
 #include "models/checkpoint.h"
 #include "tests/doctest.h"
@@ -233,6 +237,19 @@ TEST_CASE("sft-bench: without a device, --device cuda says what is missing") {
                     o.err.find("built without CUDA") != std::string::npos),
                    o.err);
   }
+}
+
+TEST_CASE("gpu_check: where nothing can be checked it says so and exits with 77") {
+  if (std::system("python3 -c '' 2>/dev/null")) return test::skip("python3 is missing");
+  const test::TemporaryFolder folder;
+  const std::string command = std::string(SFT_TESTS_DIR) + "/gpu_check/run --build '" +
+                              (folder / "none") + "' --out '" + (folder / "out") + "' > '" +
+                              (folder / "said") + "'";
+  const int status = std::system(command.c_str());
+  EXPECT((WIFEXITED(status) && WEXITSTATUS(status) == 77));
+  const std::string said = read_text(folder / "said");
+  EXPECT_MESSAGE(said.find("nothing was checked") != std::string::npos, said);
+  EXPECT(std::count(said.begin(), said.end(), '\n') == 1);
 }
 
 TEST_CASE("sft-bench: --html writes a page, once") {
