@@ -21,7 +21,7 @@ constexpr int64_t kProductDepth = 768;  // of the sum at a time
 // Between rows that were copied, or of sums: no two rows of a tile in the same set of the L1 cache.
 constexpr int64_t kProductGap = 16;
 constexpr int64_t kProductCopy = kProductRows * (kProductDepth + kProductGap);  // numbers
-constexpr int64_t kProductColumns = 256;  // whose panels stay in the L2 cache, 768 KB
+constexpr int64_t kProductColumns = 64;  // whose panels stay in the L2 cache beside the next ones
 
 // Numbers [kProductRows, step], or only those of the tile at hand, [rows of a tile, step].
 struct ProductSums {
