@@ -171,6 +171,7 @@ namespace {
 
 struct Result {
   std::vector<Array> outputs, gradients;  // gradients: empty data where none was wanted
+  std::pair<int64_t, int64_t> peaks;      // bytes of activations and scratch
 };
 
 using Modify = std::function<void(OpRun&, Tape&, std::vector<Var>&)>;
@@ -198,7 +199,26 @@ Result run_op(const OpSpec& spec, const Case& c, Where where, std::span<const Ar
     const Tensor g = tape.gradient(v);
     result.gradients.push_back(g ? OpRun::read(g) : Array{});
   }
+  result.peaks = {run.acts.peak(), run.scratch.peak()};
   return result;
+}
+
+// The memory that the same run takes in a dry step, which has no device.
+std::pair<int64_t, int64_t> dry_peaks(const OpSpec& spec, const Case& c, Where where,
+                                      std::span<const Array> inputs, std::span<const Array> dy) {
+  OpRun run(/*poison=*/false, kSpecSeed, kSpecUpdate, where);
+  Tape tape(run.ctx);
+  std::vector<Var> vars = run.place(tape, inputs);
+  run.ctx.dry = true, run.ctx.gpu = nullptr;
+  const std::vector<Var> outs = spec.run(tape, vars, c);
+  for (size_t i = 0; i < dy.size(); ++i) {
+    if (spec.loss)
+      tape.loss(outs[i]);
+    else if (outs[i].slot)
+      tape.seed(outs[i], run.ctx.activation(dy[i].shape, outs[i].value.dtype));
+  }
+  tape.backward();
+  return {run.acts.peak(), run.scratch.peak()};
 }
 
 double rms(const Array& a) {
@@ -357,6 +377,13 @@ struct Checker {
         wrong.push_back(fmt::format("gradient {}: other bits in a second run", i));
   }
 
+  void dry() {
+    const auto [acts, scratch] = dry_peaks(spec, c, where, inputs, dy);
+    if (std::pair(acts, scratch) != ours.peaks)
+      wrong.push_back(fmt::format("a dry step takes {} + {} bytes, a real one {} + {}", acts,
+                                  scratch, ours.peaks.first, ours.peaks.second));
+  }
+
   // Each utterance alone gives its rows of the pack; gradients of shared inputs add up.
   void alone() {
     std::vector<Array> totals(inputs.size());
@@ -426,6 +453,7 @@ std::vector<std::string> check_case(const OpSpec& spec, const Case& c, uint64_t 
   checker.added_to();
   checker.constants();
   checker.same_bits();
+  checker.dry();
   if (spec.packs && c.frames.size() > 1) checker.alone();
   return checker.wrong;
 }

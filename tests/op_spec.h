@@ -11,9 +11,9 @@
 //
 // Tests of a case that is no bench case: forward against the oracle; backward against central
 // differences of the oracle; a gradient that is added to; packed against each utterance alone;
-// constants (no gradient wanted) in place of each input; twice the same bits. A spec with .cuda
-// runs them on the device too (emulated in `tests`), in f32 and in bf16; there the second run takes
-// the threads of each block in another order.
+// constants (no gradient wanted) in place of each input; twice the same bits; the memory of a dry
+// step. A spec with .cuda runs them on the device too (emulated in `tests`), in f32 and in bf16;
+// there the second run takes the threads of each block in another order.
 #pragma once
 
 #include <functional>
