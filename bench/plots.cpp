@@ -120,10 +120,10 @@ class Roofline {
                                          y_(first * bandwidth_), x_(ridge), y_(peak_), x_.to);
     put(out_, "<path class=\"under\" d=\"{}V{:.1f}H{:.1f}Z\"/><path class=\"roof\" d=\"{}\"/>\n",
         line, bottom, x_(first), line);
-    put(out_,
-        "<text class=\"limit\" x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"end\">arithmetic "
-        "{}</text>\n",
-        x_.to - 4, y_(peak_) - 8, with_unit(peak_, "FLOP/s"));
+    // where the roof begins: what computes most lies farther to the right
+    put(out_, "<text class=\"limit\" x=\"{:.1f}\" y=\"{:.1f}\">arithmetic {}</text>\n",
+        x_(ridge) + 4, y_(peak_) - 8, with_unit(peak_, "FLOP/s"));
+    taken_.push_back({x_(ridge), y_(peak_) - 22, x_(ridge) + 180, y_(peak_) + 2});
     const double middle = std::sqrt(first * ridge), x = x_(middle), y = y_(middle * bandwidth_);
     const double slope = std::atan2(y_(peak_) - y, x_(ridge) - x) * 180 / M_PI;
     put(out_,
