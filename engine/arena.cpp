@@ -82,10 +82,4 @@ void* Arena::keep(int64_t mark, int64_t bytes) {
   return memory;
 }
 
-void zero_spare_rows(Tensor matrix) {
-  const int64_t row = bytes_of(matrix.dtype, matrix.row_stride);
-  const int64_t spare = bucket_rows(matrix.shape[0]) - matrix.shape[0];
-  std::memset(static_cast<char*>(matrix.data) + matrix.shape[0] * row, 0, spare * row);
-}
-
 }  // namespace sft

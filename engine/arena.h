@@ -52,9 +52,6 @@ class Arena {
   cuda::Runtime* gpu_;
 };
 
-// On the CPU: zeroes what a GEMM over the whole buffer left in the rows past the tensor's own.
-void zero_spare_rows(Tensor matrix);
-
 // Scratch of one function: everything taken from the arena meanwhile is given back.
 class ScratchScope {
  public:
