@@ -2,7 +2,6 @@
 
 #include <cstring>
 
-#include "engine/cuda/runtime.h"
 #include "engine/formats/numbers.h"
 
 namespace sft {
@@ -39,6 +38,12 @@ void copy(const Context& ctx, Tensor from, Tensor to) {
     ctx.gpu->copy(to.data, from.data, to.bytes());
   else
     std::memcpy(to.data, from.data, to.bytes());
+}
+
+cuda::Late late(const Context& ctx, Tensor from) {
+  CHECK(from.bytes() <= cuda::Late::kBytes, "late: {} bytes", from.bytes());
+  if (ctx.dry) return {};
+  return ctx.gpu ? ctx.gpu->late(from.data, from.bytes()) : cuda::Late(from.data, from.bytes());
 }
 
 Tensor on_host(const Context& ctx, Tensor tensor, Arena& host) {

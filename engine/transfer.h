@@ -3,6 +3,7 @@
 #pragma once
 
 #include "engine/context.h"
+#include "engine/cuda/runtime.h"
 
 namespace sft {
 
@@ -11,6 +12,8 @@ void zero(const Context& ctx, Tensor to);
 void write(const Context& ctx, const void* from, Tensor to);
 void read(const Context& ctx, Tensor from, void* to);
 void copy(const Context& ctx, Tensor from, Tensor to);  // both of the context
+// The few bytes of a tensor as they are now, for the host to read when it needs them.
+cuda::Late late(const Context& ctx, Tensor from);
 // The tensor as f32 where the host can read it: itself, or a copy in `host`.
 Tensor on_host(const Context& ctx, Tensor tensor, Arena& host);
 

@@ -9,9 +9,13 @@
 // A failing call throws Kind::resource and names itself; errors of kernels come at the next call.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <string>
+#include <type_traits>
 
 #include "engine/tensor.h"
 
@@ -37,6 +41,28 @@ struct Gemm {
   Dtype out = Dtype::f32;
 };
 
+// A value of a few bytes that a device computes and the host reads when it needs it. Good for the
+// next 32 steps.
+class Late {
+ public:
+  static constexpr int64_t kBytes = 64;
+
+  Late() = default;
+  Late(const void* value, int64_t bytes) { std::memcpy(value_.data(), value, bytes); }
+
+  // Waits for the step that computes it, and for nothing younger.
+  template <class T>
+  T get() const {
+    static_assert(sizeof(T) <= kBytes && std::is_trivially_copyable_v<T>);
+    T value;
+    std::memcpy(&value, value_.data(), sizeof value);
+    return value;
+  }
+
+ private:
+  std::array<std::byte, kBytes> value_{};
+};
+
 class Runtime {
  public:
   virtual ~Runtime() = default;
@@ -53,6 +79,12 @@ class Runtime {
   virtual void copy(void* to, const void* from, int64_t bytes) = 0;      // on the device, disjoint
   virtual void upload(void* to, const void* from, int64_t bytes) = 0;    // `from` is free at return
   virtual void download(void* to, const void* from, int64_t bytes) = 0;  // waits for the stream
+  // What lies there when everything issued so far is done; at most Late::kBytes.
+  Late late(const void* from, int64_t bytes) {
+    std::array<std::byte, Late::kBytes> value{};
+    download(value.data(), from, bytes);
+    return {value.data(), bytes};
+  }
   virtual void synchronize() = 0;
 
   virtual void gemm(const Gemm& product) = 0;
