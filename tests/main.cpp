@@ -1,5 +1,6 @@
 // All tests. `tests` alone runs everything; doctest's options (-tc=, -sc=, ...) choose.
 // Closes with "N passed, N failed, N skipped" (test cases).
+//   --launches=FILE  what emulated kernels were launched with, for tests/gpu_check/resources.py
 #include "engine/cpu/isa.h"
 #include "engine/cuda/emulator/counts.h"
 #include "tests/doctest.h"
@@ -7,7 +8,12 @@
 
 #include <fmt/format.h>
 
+#include <fstream>
+#include <span>
 #include <string>
+#include <string_view>
+
+int main(int argc, char** argv);
 
 namespace {
 
@@ -48,6 +54,15 @@ void print_emulated() {
              counts.threads);
 }
 
+// A line per kernel: its distance from main (as in the symbol table), threads, shared bytes.
+void write_launches(const std::string& path) {
+  if (!sft::cuda::emulator::largest_blocks || path.empty()) return;
+  std::ofstream file(path);
+  for (const auto& [kernel, block] : sft::cuda::emulator::largest_blocks())
+    file << reinterpret_cast<intptr_t>(kernel) - reinterpret_cast<intptr_t>(&main) << ' '
+         << block.threads << ' ' << block.shared_bytes << '\n';
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -55,6 +70,8 @@ int main(int argc, char** argv) {
   doctest::Context context(argc, argv);
   const int result = context.run();
   print_emulated();
+  for (const std::string_view option : std::span(argv, static_cast<size_t>(argc)))
+    if (option.starts_with("--launches=")) write_launches(std::string(option.substr(11)));
   if (!closing.empty()) fmt::print("{}\n", closing);
   return result;
 }

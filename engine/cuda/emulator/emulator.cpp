@@ -9,7 +9,6 @@
 #include <mutex>
 #include <new>
 #include <numeric>
-#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -84,7 +83,7 @@ struct Machine {
   std::mutex mutex;
   ThreadOrder order = ThreadOrder::forward;
   Counts counts;
-  std::set<const void*> kernels;
+  std::map<const void*, Block> kernels;  // the largest of each
   FiberPool fibers;
 
   // One grid at a time.
@@ -333,7 +332,9 @@ void* shared_block(size_t bytes) {
 }
 
 void count_launch(const Launch& launch, uint64_t blocks) {
-  machine.kernels.insert(launch.kernel);
+  Block& largest = machine.kernels[launch.kernel];
+  largest.threads = std::max<uint64_t>(largest.threads, machine.ranks.size());
+  largest.shared_bytes = std::max(largest.shared_bytes, launch.shared_bytes);
   machine.counts.launches += 1;
   machine.counts.kernels = machine.kernels.size();
   machine.counts.blocks += blocks;
@@ -345,6 +346,7 @@ void count_launch(const Launch& launch, uint64_t blocks) {
 void set_thread_order(ThreadOrder order) { machine.order = order; }
 
 Counts launches() { return machine.counts; }
+std::map<const void*, Block> largest_blocks() { return machine.kernels; }
 
 void run(const Launch& launch, void (*call)(const void*), const void* params) {
   check_launch(launch);
