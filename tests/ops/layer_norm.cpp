@@ -29,6 +29,7 @@ OpSpec spec(const char* name, bool affine) {
                 {.frames = {7, 1, 33}, .dims = {33}},
                 {.frames = {31, 130}, .dims = {16}},
                 {.frames = {}, .dims = {8}},
+                {.frames = {2, 3}, .dims = {1280}},  // wider than kernels with four vectors a lane
                 {.frames = {812, 399, 1204}, .dims = {768}, .bench = true}},
       .inputs =
           [=](const Case& c, Fill& fill) {

@@ -35,6 +35,8 @@ OpSpec spec(const char* name, bool normalize) {
                 {.frames = {7, 1, 33}, .dims = {33, 3}},
                 {.frames = {31, 130}, .dims = {16, 13}},
                 {.frames = {}, .dims = {8, 2}},
+                {.frames = {2, 3},
+                 .dims = {1280, 3}},  // wider than kernels with four vectors a lane
                 {.frames = {812, 399, 1204}, .dims = {768, 13}, .bench = true}},
       .inputs =
           [](const Case& c, Fill& fill) {
