@@ -121,8 +121,8 @@ RunDir RunDir::create(const std::string& path, const std::string& run_toml,
   RunDir run(path);
   make_directory(run.path_);
   run.lock_ = std::make_unique<LockFile>(run.file("lock"));
-  for (const char* name :
-       {"done", "record.json", "log.txt", "metrics.jsonl", "ckpt", "eval", "targets", "run.toml"})
+  for (const char* name : {"done", "record.json", "log.txt", "metrics.jsonl", "gemm.txt", "ckpt",
+                           "eval", "targets", "run.toml"})
     remove_tree(run.file(name));
   make_directory(run.file("ckpt"));
   write_text(run.file("record.json"), record_json);

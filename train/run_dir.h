@@ -1,6 +1,7 @@
 // A run directory (docs/contract.md section 4):
 //
 //   run.toml  record.json  log.txt  metrics.jsonl  lock  done (when it is finished)
+//   gemm.txt (on a device: algorithms of its products)
 //   ckpt/step-00012000/{model.gguf, state.safetensors, manifest.json}   ckpt/LAST  ckpt/BEST
 //   eval/step-00012000/{ref.trn, hyp.trn, scores.json}
 //

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <csignal>
 
+#include "engine/cuda/gemm_choices.h"
 #include "engine/formats/gguf.h"
 #include "engine/formats/safetensors.h"
 #include "engine/memory.h"
@@ -225,6 +226,8 @@ void Trainer::evaluate(int64_t step) {
 }
 
 void Trainer::save(int64_t step) {
+  // Before the checkpoint, which was computed with them.
+  if (store_.gpu()) cuda::save_gemm_choices(*store_.gpu(), run_.file("gemm.txt"));
   run_.save_checkpoint(step, [&](const std::string& folder) {
     TensorMap tensors = pass_through_;
     Arena host;
@@ -276,6 +279,10 @@ bool Trainer::resume(const std::function<void(const std::string&)>& say) {
     run_.go_on_from(0);
     return false;
   }
+  if (store_.gpu())
+    if (const auto remark = cuda::load_gemm_choices(*store_.gpu(), run_.file("gemm.txt"));
+        !remark.empty())
+      say(remark);
   const ModelFile model = open_model(checkpoint->folder + "/model.gguf");
   for (const ParamStore::Named& named : store_.named()) {
     const Tensor saved = model.tensors.find(named.name);

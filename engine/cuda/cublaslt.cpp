@@ -1,5 +1,6 @@
 #include "engine/cuda/cublaslt.h"
 
+#include <bit>
 #include <utility>
 
 #include "engine/cuda/shared_library.h"
@@ -15,12 +16,8 @@ namespace {
 
 cudaDataType_t type_of(Dtype dtype) { return dtype == Dtype::bf16 ? CUDA_R_16BF : CUDA_R_32F; }
 
-// Bytes that the address is a multiple of; kernels of the library want 16 at most, and one
-// algorithm for all addresses gives the same bits wherever a tensor lies.
-uint32_t alignment_of(const void* address) {
-  const auto bits = reinterpret_cast<uintptr_t>(address) | 16;
-  return static_cast<uint32_t>(bits & -bits);
-}
+// "Trivially serialized and restored with the same version of the library", says its manual.
+static_assert(sizeof(cublasLtMatmulAlgo_t) == sizeof(GemmAlgorithm));
 
 }  // namespace
 
@@ -38,43 +35,27 @@ CublasLt::Library::Library() {
   so.bind(preference_set, "cublasLtMatmulPreferenceSetAttribute");
   so.bind(preference_destroy, "cublasLtMatmulPreferenceDestroy");
   so.bind(heuristic, "cublasLtMatmulAlgoGetHeuristic");
+  so.bind(check, "cublasLtMatmulAlgoCheck");
+  so.bind(version, "cublasLtGetVersion");
 }
 
-CublasLt::Key::Key(const Gemm& g)
-    : transpose_a(g.transpose_a),
-      transpose_b(g.transpose_b),
-      bias(g.bias),
-      M(g.M),
-      N(g.N),
-      K(g.K),
-      lda(g.lda),
-      ldb(g.ldb),
-      ldc(g.ldc),
-      ldfrom(g.from ? g.ldfrom : g.ldc),
-      in(g.in),
-      out(g.out),
-      align_a(alignment_of(g.A)),
-      align_b(alignment_of(g.B)),
-      align_c(alignment_of(g.C)),
-      align_from(alignment_of(g.from ? g.from : g.C)),
-      align_bias(alignment_of(g.bias)) {}
-
-CublasLt::CublasLt(void* workspace, int64_t bytes)
-    : workspace_(workspace), workspace_bytes_(bytes) {
+CublasLt::CublasLt(std::string device, void* workspace, int64_t bytes)
+    : device_(std::move(device)), workspace_(workspace), workspace_bytes_(bytes) {
   CUBLAS_CHECK(lib_.create(&handle_));
 }
 
 CublasLt::~CublasLt() {
-  for (const auto& [key, plan] : plans_) {
-    lib_.desc_destroy(plan.desc);
-    for (cublasLtMatrixLayout_t made : {plan.a, plan.b, plan.from, plan.c})
-      lib_.layout_destroy(made);
-  }
+  for (const auto& [key, plan] : plans_) destroy(plan);
   lib_.destroy(handle_);
 }
 
+void CublasLt::destroy(const Plan& plan) {
+  lib_.desc_destroy(plan.desc);
+  for (cublasLtMatrixLayout_t made : {plan.a, plan.b, plan.from, plan.c}) lib_.layout_destroy(made);
+}
+
 void CublasLt::gemm(const Gemm& g, cudaStream_t stream) {
-  const Plan& plan = plan_for(g);
+  const Plan& plan = plan_for(GemmKey(g));
   if (g.bias) set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
   const float one = 1;
   // The library is column-major: C^T = op(B)^T op(A)^T.
@@ -83,10 +64,36 @@ void CublasLt::gemm(const Gemm& g, cudaStream_t stream) {
                            workspace_, workspace_bytes_, stream));
 }
 
-const CublasLt::Plan& CublasLt::plan_for(const Gemm& g) {
-  const Key key(g);
+GemmChoices CublasLt::choices() const {
+  GemmChoices made{fmt::format("cublasLt {} on {}", lib_.version(), device_), {}};
+  for (const auto& [key, plan] : plans_)
+    made.algorithms[key] = std::bit_cast<GemmAlgorithm>(plan.algorithm);
+  return made;
+}
+
+int64_t CublasLt::use(const GemmChoices& recorded) {
+  int64_t refused = 0;
+  const bool ours = recorded.by == choices().by;
+  for (const auto& [key, algorithm] : recorded.algorithms) {
+    if (!ours || plans_.contains(key)) {
+      refused += !ours;
+      continue;
+    }
+    Plan plan = make_plan(key);
+    plan.algorithm = std::bit_cast<cublasLtMatmulAlgo_t>(algorithm);
+    if (accepts(plan))
+      plans_[key] = plan;
+    else
+      destroy(plan), ++refused;
+  }
+  return refused;
+}
+
+const CublasLt::Plan& CublasLt::plan_for(const GemmKey& key) {
   if (const auto it = plans_.find(key); it != plans_.end()) return it->second;
-  return plans_[key] = make_plan(g, key);
+  Plan plan = make_plan(key);
+  choose_algorithm(key, plan);
+  return plans_[key] = plan;
 }
 
 cublasLtMatrixLayout_t CublasLt::layout(Dtype dtype, bool transposed, int64_t rows, int64_t columns,
@@ -102,26 +109,33 @@ void CublasLt::set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t att
   CUBLAS_CHECK(lib_.desc_set(desc, attribute, &value, sizeof value));
 }
 
-CublasLt::Plan CublasLt::make_plan(const Gemm& g, const Key& key) {
+CublasLt::Plan CublasLt::make_plan(const GemmKey& key) {
   Plan plan;
   CUBLAS_CHECK(lib_.desc_create(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
   const auto operation = [](bool transposed) { return transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
-  set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, operation(g.transpose_b));
-  set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSB, operation(g.transpose_a));
-  if (g.bias) {
+  set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, operation(key.transpose_b));
+  set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSB, operation(key.transpose_a));
+  if (key.bias) {
     set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
-    set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
-    set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(g.out));
+    // an address of that alignment; gemm gives the product's own
+    set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, uintptr_t{key.align_bias});
+    set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(key.out));
   }
-  plan.a = layout(g.in, g.transpose_b, g.K, g.N, g.ldb);
-  plan.b = layout(g.in, g.transpose_a, g.M, g.K, g.lda);
-  plan.from = layout(g.out, false, g.M, g.N, key.ldfrom);
-  plan.c = layout(g.out, false, g.M, g.N, g.ldc);
-  choose_algorithm(g, key, plan);
+  plan.a = layout(key.in, key.transpose_b, key.K, key.N, key.ldb);
+  plan.b = layout(key.in, key.transpose_a, key.M, key.K, key.lda);
+  plan.from = layout(key.out, false, key.M, key.N, key.ldfrom);
+  plan.c = layout(key.out, false, key.M, key.N, key.ldc);
   return plan;
 }
 
-void CublasLt::choose_algorithm(const Gemm& g, const Key& key, Plan& plan) {
+bool CublasLt::accepts(const Plan& plan) {
+  cublasLtMatmulHeuristicResult_t result{};
+  return lib_.check(handle_, plan.desc, plan.a, plan.b, plan.from, plan.c, &plan.algorithm,
+                    &result) == CUBLAS_STATUS_SUCCESS &&
+         result.workspaceSize <= static_cast<size_t>(workspace_bytes_);
+}
+
+void CublasLt::choose_algorithm(const GemmKey& key, Plan& plan) {
   cublasLtMatmulPreference_t preference = nullptr;
   CUBLAS_CHECK(lib_.preference_create(&preference));
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
@@ -138,7 +152,8 @@ void CublasLt::choose_algorithm(const Gemm& g, const Key& key, Plan& plan) {
                               &best, &found));
   lib_.preference_destroy(preference);
   if (found == 0)
-    fail(Kind::resource, "cublasLt: no algorithm for [{}, {}] x [{}, {}]", g.M, g.K, g.K, g.N);
+    fail(Kind::resource, "cublasLt: no algorithm for [{}, {}] x [{}, {}]", key.M, key.K, key.K,
+         key.N);
   plan.algorithm = best.algo;
 }
 

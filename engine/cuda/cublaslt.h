@@ -7,7 +7,9 @@
 #include <cublasLt.h>
 
 #include <map>
+#include <string>
 
+#include "engine/cuda/gemm_choices.h"
 #include "engine/cuda/runtime.h"
 
 namespace sft::cuda {
@@ -16,11 +18,14 @@ class CublasLt {
  public:
   // The workspace, device memory, is lent; products on one stream share it. A library that is not
   // there, or fails: Kind::resource.
-  CublasLt(void* workspace, int64_t bytes);
+  CublasLt(std::string device, void* workspace, int64_t bytes);
   ~CublasLt();
 
   // M, N and K above 0.
   void gemm(const Gemm& product, cudaStream_t stream);
+
+  GemmChoices choices() const;
+  int64_t use(const GemmChoices& recorded);  // as Runtime::use_gemm_choices
 
  private:
   struct Library {
@@ -36,16 +41,9 @@ class CublasLt {
     decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set;
     decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy;
     decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
+    decltype(&cublasLtMatmulAlgoCheck) check;
+    decltype(&cublasLtGetVersion) version;
     Library();
-  };
-  // Everything about a product but its addresses, of which the alignment.
-  struct Key {
-    bool transpose_a, transpose_b, bias;
-    int64_t M, N, K, lda, ldb, ldc, ldfrom;
-    Dtype in, out;
-    uint32_t align_a, align_b, align_c, align_from, align_bias;
-    explicit Key(const Gemm& product);
-    auto operator<=>(const Key&) const = default;
   };
   struct Plan {
     cublasLtMatmulDesc_t desc = nullptr;
@@ -53,19 +51,22 @@ class CublasLt {
     cublasLtMatmulAlgo_t algorithm{};
   };
 
-  const Plan& plan_for(const Gemm& g);
-  Plan make_plan(const Gemm& g, const Key& key);
-  void choose_algorithm(const Gemm& g, const Key& key, Plan& plan);
+  const Plan& plan_for(const GemmKey& key);
+  Plan make_plan(const GemmKey& key);
+  void destroy(const Plan& plan);
+  void choose_algorithm(const GemmKey& key, Plan& plan);
+  bool accepts(const Plan& plan);
   cublasLtMatrixLayout_t layout(Dtype dtype, bool transposed, int64_t rows, int64_t columns,
                                 int64_t ld);
   template <class T>
   void set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute, T value);
 
+  std::string device_;
   Library lib_;
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_;
   int64_t workspace_bytes_;
-  std::map<Key, Plan> plans_;
+  std::map<GemmKey, Plan> plans_;
 };
 
 }  // namespace sft::cuda

@@ -92,11 +92,16 @@ class Native final : public Runtime {
   void gemm(const Gemm& g) override {
     if (g.M == 0 || g.N == 0) return;
     if (g.K == 0) return sum_of_nothing(g);
-    if (!blas_) blas_.emplace(workspace_, kWorkspace);
-    blas_->gemm(g, stream_);
+    blas().gemm(g, stream_);
   }
+  GemmChoices gemm_choices() const override { return blas().choices(); }
+  int64_t use_gemm_choices(const GemmChoices& recorded) override { return blas().use(recorded); }
 
  private:
+  CublasLt& blas() const {
+    if (!blas_) blas_.emplace(name(), workspace_, kWorkspace);
+    return *blas_;
+  }
   // C = beta from + bias, where only beta matters: sums over no frames.
   void sum_of_nothing(const Gemm& g) {
     if (g.beta == 0)
@@ -109,7 +114,7 @@ class Native final : public Runtime {
   void* workspace_ = nullptr;
   char* staging_ = nullptr;
   int64_t staged_ = 0;  // bytes of the staging memory in use, since the stream was last waited for
-  std::optional<CublasLt> blas_;
+  mutable std::optional<CublasLt> blas_;  // opened for the first product
 };
 
 }  // namespace

@@ -63,6 +63,8 @@ class Late {
   std::array<std::byte, kBytes> value_{};
 };
 
+struct GemmChoices;  // gemm_choices.h
+
 class Runtime {
  public:
   virtual ~Runtime() = default;
@@ -88,6 +90,11 @@ class Runtime {
   virtual void synchronize() = 0;
 
   virtual void gemm(const Gemm& product) = 0;
+  // How every product so far was computed, and those below were to be.
+  virtual GemmChoices gemm_choices() const = 0;
+  // Products of these kinds are computed so from now on. How many are not, because their library or
+  // device is another or refuses the algorithm: they are chosen anew.
+  virtual int64_t use_gemm_choices(const GemmChoices& recorded) = 0;
 };
 
 // Device 0 of those visible. No driver, no device, an architecture this program has no code for:

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "engine/cpu/gemm.h"
+#include "engine/cuda/gemm_choices.h"
 #include "engine/cuda/runtime.h"
 #include "engine/formats/numbers.h"
 
@@ -23,6 +24,9 @@ std::vector<float> widened(const void* data, Dtype dtype, int64_t rows, int64_t 
 void add_rows(const std::vector<float>& row, std::vector<float>& matrix) {
   for (size_t i = 0; i < matrix.size(); ++i) matrix[i] += row[i % row.size()];
 }
+
+// What its products are recorded with; algorithms with another first word are refused.
+constexpr GemmAlgorithm kAlgorithm{0x656d756c61746564};
 
 class Emulated final : public Runtime {
  public:
@@ -48,6 +52,7 @@ class Emulated final : public Runtime {
 
   void gemm(const Gemm& g) override {
     if (g.M == 0 || g.N == 0) return;
+    if (g.K) algorithms_.try_emplace(GemmKey(g), kAlgorithm);
     const int64_t a_rows = g.transpose_a ? g.K : g.M, a_columns = g.transpose_a ? g.M : g.K;
     const int64_t b_rows = g.transpose_b ? g.N : g.K, b_columns = g.transpose_b ? g.K : g.N;
     const std::vector<float> a = widened(g.A, g.in, a_rows, a_columns, g.lda);
@@ -61,6 +66,20 @@ class Emulated final : public Runtime {
     for (int64_t m = 0; m < g.M; ++m)
       from_f32(c.data() + m * g.N, g.out, to + bytes_of(g.out, m * g.ldc), g.N);
   }
+  GemmChoices gemm_choices() const override { return {"the emulator's library", algorithms_}; }
+  int64_t use_gemm_choices(const GemmChoices& recorded) override {
+    int64_t refused = 0;
+    for (const auto& [key, algorithm] : recorded.algorithms) {
+      if (recorded.by == gemm_choices().by && algorithm[0] == kAlgorithm[0])
+        algorithms_.try_emplace(key, algorithm);
+      else
+        ++refused;
+    }
+    return refused;
+  }
+
+ private:
+  std::map<GemmKey, GemmAlgorithm> algorithms_;
 };
 
 }  // namespace
