@@ -40,12 +40,20 @@ void check_source(const ParamRequest& request, const TensorMap& source, std::str
   }
 }
 
-// The parts lie behind each other as f32: they are one tensor already.
-bool contiguous(const ParamRequest& request, const TensorMap& source) {
+// The type that the parts have in common; f32 if they differ.
+Dtype type_of(const ParamRequest& request, const TensorMap& source) {
+  const Dtype first = source.find(request.names[0]).dtype;
+  for (const std::string& name : request.names)
+    if (source.find(name).dtype != first) return Dtype::f32;
+  return first;
+}
+
+// The parts lie behind each other in this type: they are one tensor already.
+bool contiguous(const ParamRequest& request, const TensorMap& source, Dtype dtype) {
   const char* next = nullptr;
   for (const std::string& name : request.names) {
     const Tensor t = source.find(name);
-    if (t.dtype != Dtype::f32 || reinterpret_cast<uintptr_t>(t.data) % 4 != 0) return false;
+    if (t.dtype != dtype || reinterpret_cast<uintptr_t>(t.data) % 4 != 0) return false;
     if (next && next != t.data) return false;
     next = static_cast<const char*>(t.data) + t.bytes();
   }
@@ -60,14 +68,27 @@ void copy_parts(const ParamRequest& request, const TensorMap& source, float* to)
   }
 }
 
+void copy_bytes(const ParamRequest& request, const TensorMap& source, Tensor to) {
+  auto* next = static_cast<std::byte*>(to.data);
+  for (const std::string& name : request.names) {
+    const Tensor t = source.find(name);
+    std::memcpy(next, t.data, t.bytes());
+    next += t.bytes();
+  }
+}
+
 }  // namespace
 
-Tensor ParamStore::frozen_value(const ParamRequest& request, const TensorMap& source) {
+Tensor ParamStore::frozen_value(const ParamRequest& request, const TensorMap& source,
+                                bool as_stored) {
   const Tensor first = source.find(request.names[0]);
-  if (!gpu_ && contiguous(request, source)) return Tensor(first.data, request.shape);
-  const int64_t bytes = request.shape.count() * static_cast<int64_t>(sizeof(float));
+  const Dtype stored = type_of(request, source);
+  const bool narrow = stored == Dtype::f16 || stored == Dtype::bf16 || stored == Dtype::q8_0;
+  const Dtype dtype = as_stored && narrow ? stored : Dtype::f32;
+  if (!gpu_ && contiguous(request, source, dtype)) return Tensor(first.data, request.shape, dtype);
+  const int64_t bytes = bytes_of(dtype, request.shape.count());
   auto own = std::make_shared<Arena>(std::max<int64_t>((bytes + 63) / 64 * 64, 4096), false, gpu_);
-  const Tensor value(own->take(bytes), request.shape, Dtype::f32, device());
+  const Tensor value(own->take(bytes), request.shape, dtype, device());
   write_parts(request, source, value);
   keep_.push_back(own);
   own_bytes_ += bytes;
@@ -75,6 +96,7 @@ Tensor ParamStore::frozen_value(const ParamRequest& request, const TensorMap& so
 }
 
 void ParamStore::write_parts(const ParamRequest& request, const TensorMap& source, Tensor value) {
+  if (value.dtype != Dtype::f32) return copy_bytes(request, source, value);
   if (!gpu_) return copy_parts(request, source, value.f32());
   std::vector<float> host(value.count());
   copy_parts(request, source, host.data());
@@ -138,7 +160,7 @@ void ParamStore::bind(const std::vector<ParamRequest>& requests, const TensorMap
     const ParamRequest& request = bound.request;
     Tensor value;
     if (bound.range < 0) {
-      value = frozen_value(request, source);
+      value = frozen_value(request, source, request.product && !placement && !gpu_);
       prepared_.add_parameters(value.data, value.bytes());
     } else {
       value = master_.slice(bound.offset, request.shape.count()).reshaped(request.shape);
@@ -148,8 +170,9 @@ void ParamStore::bind(const std::vector<ParamRequest>& requests, const TensorMap
     *request.out = {value, bound.range < 0 ? nullptr : &bound.slot};
     const Shape part = part_shape(request);
     for (size_t i = 0; i < request.names.size(); ++i) {
-      float* data = value.f32() + static_cast<int64_t>(i) * part.count();
-      named_.push_back({request.names[i], Tensor(data, part, Dtype::f32, device()), bound.range});
+      auto* data = static_cast<std::byte*>(value.data) +
+                   bytes_of(value.dtype, static_cast<int64_t>(i) * part.count());
+      named_.push_back({request.names[i], Tensor(data, part, value.dtype, device()), bound.range});
     }
   }
   keep_.insert(keep_.end(), source.keep.begin(), source.keep.end());

@@ -58,6 +58,7 @@ struct ParamRequest {
   std::vector<std::string> names;  // stacked along dimension 0, all of the same shape
   Shape shape;                     // of the whole
   Var* out;                        // filled by the store
+  bool product = false;            // read by products alone, which widen narrower types themselves
 };
 
 class ParamStore {
@@ -68,7 +69,7 @@ class ParamStore {
 
   struct Named {
     std::string name;
-    Tensor value;    // f32
+    Tensor value;    // f32; that of a frozen product as the file has it
     int range = -1;  // -1: frozen
   };
   struct Range {
@@ -81,7 +82,8 @@ class ParamStore {
   using Placement = std::function<int(std::string_view name)>;
 
   // Binds all requests to tensors of these names (Kind::input if one is missing or has another
-  // shape; `where` names the file). range_names: of placement's answers 0, 1, ...
+  // shape; `where` names the file). range_names: of placement's answers 0, 1, ... Without a
+  // placement everything is frozen, and on the host products keep the type of the file.
   void bind(const std::vector<ParamRequest>& requests, const TensorMap& source,
             std::string_view where, const Placement& placement = {},
             std::vector<std::string> range_names = {});
@@ -123,7 +125,7 @@ class ParamStore {
     GradSlot slot;
   };
   Device device() const { return gpu_ ? Device::cuda : Device::cpu; }
-  Tensor frozen_value(const ParamRequest& request, const TensorMap& source);
+  Tensor frozen_value(const ParamRequest& request, const TensorMap& source, bool as_stored);
   void write_parts(const ParamRequest& request, const TensorMap& source, Tensor value);
   void allocate(int64_t count);
   void zero(Tensor tensor);

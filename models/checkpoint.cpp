@@ -220,9 +220,9 @@ std::string loaded_text(const ModelFile& model, std::string_view id) {
                      c.arch, c.layers, c.width, size_label(parameter_count(model.tensors)), id);
 }
 
-std::vector<TensorSpec> backbone_tensors(const Config& config) {
+std::vector<TensorSpec> backbone_tensors(const Config& config, Dtype products) {
   Encoder encoder(config);
-  return tensor_specs(encoder);
+  return tensor_specs(encoder, products);
 }
 
 bool is_backbone(std::string_view name) {
@@ -371,8 +371,9 @@ void ModelWriter::finish() {
 
 std::vector<std::string> save_model(const std::string& path, std::string_view format,
                                     const Config& config, const TensorMap& tensors,
-                                    Existing existing) {
-  std::vector<TensorSpec> specs = backbone_tensors(config);  // q, k and v behind each other
+                                    Existing existing, Dtype products) {
+  // q, k and v behind each other
+  std::vector<TensorSpec> specs = backbone_tensors(config, products);
   for (const auto& [name, tensor] : tensors.tensors)
     if (!is_backbone(name)) specs.push_back({name, tensor.shape, Dtype::f32});
   ModelWriter writer(path, format, config, std::move(specs), existing);

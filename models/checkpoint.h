@@ -63,7 +63,8 @@ int64_t parameter_count(const TensorMap& tensors);  // of the backbone
 std::string size_label(int64_t parameters);         // "94M", as in general.size_label
 
 // Names and shapes that a configuration asks for: the backbone, in the order in which we write.
-std::vector<TensorSpec> backbone_tensors(const Config& config);
+// Products in the type given, where it fits.
+std::vector<TensorSpec> backbone_tensors(const Config& config, Dtype products = Dtype::f32);
 bool is_backbone(std::string_view name);  // neither pretrain.* nor task.*
 
 // XXH3-128 over (name, shape, f32 bytes) of all backbone tensors in name order: the same for every
@@ -106,11 +107,13 @@ class ModelWriter {
   std::unique_ptr<TensorWriter> writer_;
 };
 
-// Writes all tensors (backbone, pretrain.*, task.* where the container can hold them) as f32.
-// What it cannot hold is returned, one line each.
+// Writes all tensors (backbone, pretrain.*, task.* where the container can hold them) as f32, but
+// matrices of the backbone that only products read as `products` (q8_0: those of whole blocks; GGUF
+// alone holds it). What the container cannot hold is returned, one line each.
 std::vector<std::string> save_model(const std::string& path, std::string_view format,
                                     const Config& config, const TensorMap& tensors,
-                                    Existing existing = Existing::refuse);
+                                    Existing existing = Existing::refuse,
+                                    Dtype products = Dtype::f32);
 
 // Throws Kind::input naming the first tensor with a value that is not finite.
 void check_finite(const ModelFile& model);

@@ -3,7 +3,7 @@
 namespace sft {
 
 SelfAttention::SelfAttention(int64_t width, uint32_t layer_site)
-    : qkv_weight{{3 * width, width}},
+    : qkv_weight{.shape = {3 * width, width}, .product = true},
       qkv_bias{{3 * width}},
       o(width, width),
       probs_site(fnv1a(".attn.probs.dropout", layer_site)),

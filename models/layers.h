@@ -10,7 +10,7 @@ struct Linear {
   Param weight, bias;  // [N, K], [N]
 
   Linear() = default;
-  Linear(int64_t in, int64_t out) : weight{{out, in}}, bias{{out}} {}
+  Linear(int64_t in, int64_t out) : weight{.shape = {out, in}, .product = true}, bias{{out}} {}
 
   template <class V>
   void visit(V&& v) {

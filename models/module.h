@@ -20,8 +20,9 @@
 namespace sft {
 
 struct Param {
-  Shape shape;  // rank 0: this model has no such parameter
-  Var var;      // bound by the store
+  Shape shape;           // rank 0: this model has no such parameter
+  Var var = {};          // bound by the store
+  bool product = false;  // a matrix that products alone read: files may hold it in narrow types
 
   operator Var() const { return var; }
 };
@@ -68,20 +69,22 @@ template <class M>
 std::vector<ParamRequest> param_requests(M& module) {
   std::vector<ParamRequest> requests;
   for_each_param(module, [&](const std::vector<std::string>& names, Param& param) {
-    requests.push_back({names, param.shape, &param.var});
+    requests.push_back({names, param.shape, &param.var, param.product});
   });
   return requests;
 }
 
-// Names and shapes of a model's parameters, tensor by tensor.
+// Names and shapes of a model's parameters, tensor by tensor; products in the type `products`,
+// where its blocks fit their rows.
 template <class M>
-std::vector<TensorSpec> tensor_specs(M& module) {
+std::vector<TensorSpec> tensor_specs(M& module, Dtype products = Dtype::f32) {
   std::vector<TensorSpec> specs;
   for_each_param(module, [&](const std::vector<std::string>& names, Param& param) {
     std::vector<int64_t> dims(param.shape.dims().begin(), param.shape.dims().end());
     dims[0] /= static_cast<int64_t>(names.size());
+    const bool fits = param.product && (products != Dtype::q8_0 || dims.back() % 32 == 0);
     for (const std::string& name : names)
-      specs.push_back({name, Shape(std::span<const int64_t>(dims))});
+      specs.push_back({name, Shape(std::span<const int64_t>(dims)), fits ? products : Dtype::f32});
   });
   return specs;
 }

@@ -63,19 +63,30 @@ void print(const std::vector<Difference>& differences) {
 }
 
 struct Conversion {
-  std::string in, out, to, wav;
+  std::string in, out, to, wav, type = "f32";
   bool force = false;
 
+  Dtype dtype() const {
+    return type == "f16"    ? Dtype::f16
+           : type == "bf16" ? Dtype::bf16
+           : type == "q8_0" ? Dtype::q8_0
+                            : Dtype::f32;
+  }
+
   void parse(Cli& cli) {
-    cli.about("Writes the model IN as OUT, in another container. Values are kept bit by bit.");
+    cli.about("Writes the model IN as OUT, in another container. f32 keeps values bit by bit.");
     cli.argument("IN", in, "GGUF, safetensors, a Hugging Face folder, or a run");
     cli.option("-o,--output", out, "the file or folder to write");
     cli.choice("--to", to, {"gguf", "hf", "safetensors"}, "the container; else by OUT's name");
-    cli.option("--verify", wav, "run both on this audio; exit code 6 if they differ");
+    cli.choice("--dtype", type, {"f32", "f16", "bf16", "q8_0"}, "of the matrices; the rest is f32");
+    cli.option("--verify", wav, "run both on this audio; exit code 6 if f32 differs");
     cli.flag("--force", force, "replace what is there");
     cli.parse();
     if (out.empty()) fail(Kind::usage, "missing -o (expected the file or folder to write)");
     if (to.empty()) to = format_of_name(out);
+    if (type == "q8_0" && to != "gguf")
+      fail(Kind::usage, Hint{"name OUT something.gguf, or use --dtype bf16"},
+           "--dtype q8_0: only GGUF holds it");
   }
 
   void run(const Cli& cli) const {
@@ -84,29 +95,30 @@ struct Conversion {
     const ModelFile model = open_model(in);
     const std::string id = checked_id(model);
     std::vector<std::string> remarks = model.remarks;
-    for (std::string& lost : save_model(out, to, model.config, model.tensors, existing))
+    for (std::string& lost : save_model(out, to, model.config, model.tensors, existing, dtype()))
       remarks.push_back(std::move(lost));
     const ModelFile written = open_model(out);
-    if (model_id(written.tensors) != id)
-      fail(Kind::internal, "{}: id {} after writing, {} before", printable(out),
-           model_id(written.tensors), id);
+    const std::string new_id = checked_id(written);
+    if (type == "f32" && new_id != id)
+      fail(Kind::internal, "{}: id {} after writing, {} before", printable(out), new_id, id);
 
     const std::string loaded = loaded_text(model, id);
     std::vector<Difference> differences;
     if (!wav.empty()) differences = verify(model, written, wav);
     if (cli.json()) {
-      const Json report = {{"loaded", loaded},   {"id", id},
+      const Json report = {{"loaded", loaded},   {"id", new_id},
                            {"path", out},        {"format", to},
                            {"remarks", remarks}, {"verify", to_json(differences)}};
       fmt::print("{}\n", report.dump(-1, ' ', false, Json::error_handler_t::replace));
     } else {
       fmt::print("{}: {}\n", printable(in), loaded);
       for (const std::string& remark : remarks) fmt::print("remark: {}\n", remark);
-      fmt::print("{}: {}, {} tensors\n", printable(out), to, written.tensors.tensors.size());
+      fmt::print("{}: {}, {} tensors, id {}\n", printable(out), to, written.tensors.tensors.size(),
+                 new_id);
       if (!wav.empty()) print(differences);
     }
     for (size_t i = 0; i < differences.size(); ++i)
-      if (!(differences[i].relative <= kMostError))
+      if (type == "f32" && !(differences[i].relative <= kMostError))
         fail(Kind::check, "{}: state {} differs by {:.3g} (at most {})", printable(out), i,
              differences[i].relative, kMostError);
   }

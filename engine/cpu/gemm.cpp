@@ -83,6 +83,7 @@ HWY_AFTER_NAMESPACE();
 
 #include "engine/cpu/isa.h"
 #include "engine/cpu/parallel.h"
+#include "engine/formats/numbers.h"
 
 namespace sft::cpu {
 namespace {
@@ -97,7 +98,17 @@ constexpr int64_t kSums = kProductRows * (kKeptColumns + kProductGap);
 
 thread_local int64_t calls = 0;
 
+constexpr int64_t kMostPanelColumns = 32;  // of any target
+constexpr int64_t kWidened = 256;          // numbers of a row at a time; whole blocks of q8_0
+
 int64_t whole(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// Of a weight [N, K] that is widened block by block: whole panels, at most 2 MiB a thread.
+int64_t block_columns(int64_t N, int64_t K, int64_t width) {
+  const int64_t numbers = omp_get_max_threads() * (int64_t{1} << 19);
+  const int64_t most = std::max(width, numbers / std::max<int64_t>(K, 1) / width * width);
+  return std::min(most, whole(N, width));
+}
 
 // Columns of a piece: all, unless there are fewer chunks of rows than threads or the sums are kept.
 int64_t piece_columns(const PackedWeight& weight, int64_t chunks) {
@@ -141,6 +152,11 @@ PackedWeight pack_weight(Context& ctx, Tensor weight) {
   CHECK(weight.shape.rank() == 2, "matmul: weight is {}, expected [N, K]", weight.shape);
   const int64_t N = weight.shape[0], K = weight.shape[1];
   const int64_t width = HWY_DYNAMIC_DISPATCH(panel_columns)();
+  if (weight.dtype != Dtype::f32) {
+    const ThreadScratch threads(ctx, kProductCopy + kSums);
+    auto* block = static_cast<float*>(ctx.scratch.take(block_columns(N, K, width) * K * 4));
+    return {nullptr, N, K, threads, weight, block};
+  }
   // The same address may be another matrix as well, such as q in qkv.
   const uint32_t kind =
       fnv1a("gemm") + static_cast<uint32_t>((N * 31 + K) * 31 + weight.row_stride);
@@ -154,12 +170,30 @@ PackedWeight pack_weight(Context& ctx, Tensor weight) {
   return {data, N, K, ThreadScratch(ctx, kProductCopy + kSums)};
 }
 
-void matmul(Tensor x, const PackedWeight& weight, Tensor y, const MatmulEnd& end) {
+namespace {
+
+// Panels of columns [first, first + count) of a weight as files hold it, into weight.block.
+void widen_block(const PackedWeight& weight, int64_t first, int64_t count) {
+  const int64_t width = HWY_DYNAMIC_DISPATCH(panel_columns)();
+  const Tensor& w = weight.stored;
+  const auto* bytes = static_cast<const std::byte*>(w.data);
+  parallel_for(whole(count, width) / width, 1, [&](int64_t panel, int64_t) {
+    alignas(64) float wide[kMostPanelColumns * kWidened];
+    const int64_t rows = std::min(width, count - panel * width), from = first + panel * width;
+    for (int64_t k = 0; k < weight.K; k += kWidened) {
+      const int64_t depth = std::min(kWidened, weight.K - k);
+      for (int64_t r = 0; r < rows; ++r)
+        to_f32(w.dtype, bytes + bytes_of(w.dtype, (from + r) * w.row_stride + k),
+               wide + r * kWidened, depth);
+      HWY_DYNAMIC_DISPATCH(pack_panel)
+      (wide, kWidened, rows, depth, weight.block + (panel * weight.K + k) * width);
+    }
+  });
+}
+
+// With all panels in place.
+void multiply(Tensor x, const PackedWeight& weight, Tensor y, const MatmulEnd& end) {
   const int64_t T = y.rows(), N = weight.N;
-  CHECK(x.shape == (Shape{T, weight.K}) && y.width() == N, "matmul: x is {}, y {}, weight [{}, {}]",
-        x.shape, y.shape, N, weight.K);
-  if (T == 0) return;
-  ++calls;
   const int64_t rows = product_chunk(T), chunks = (T + rows - 1) / rows;
   const int64_t columns = piece_columns(weight, chunks), ranges = (N + columns - 1) / columns;
   parallel_for(chunks * ranges, 1, [&](int64_t begin, int64_t end_piece) {
@@ -171,6 +205,25 @@ void matmul(Tensor x, const PackedWeight& weight, Tensor y, const MatmulEnd& end
       HWY_DYNAMIC_DISPATCH(matmul_piece)(columns_of(all, c, std::min(columns, N - c)));
     }
   });
+}
+
+}  // namespace
+
+void matmul(Tensor x, const PackedWeight& weight, Tensor y, const MatmulEnd& end) {
+  CHECK(x.shape == (Shape{y.rows(), weight.K}) && y.width() == weight.N,
+        "matmul: x is {}, y {}, weight [{}, {}]", x.shape, y.shape, weight.N, weight.K);
+  if (y.rows() == 0) return;
+  ++calls;
+  if (!weight.stored) return multiply(x, weight, y, end);
+  const int64_t columns = block_columns(weight.N, weight.K, HWY_DYNAMIC_DISPATCH(panel_columns)());
+  for (int64_t n = 0; n < weight.N; n += columns) {
+    const int64_t count = std::min(columns, weight.N - n);
+    widen_block(weight, n, count);
+    MatmulEnd part = end;
+    if (end.bias) part.bias = end.bias.slice(n, count);
+    if (end.residual) part.residual = end.residual.columns(n, count);
+    multiply(x, {weight.block, count, weight.K, weight.threads}, y.columns(n, count), part);
+  }
 }
 
 void sgemm(bool transpose_a, bool transpose_b, int64_t M, int64_t N, int64_t K, const float* A,

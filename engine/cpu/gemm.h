@@ -18,9 +18,12 @@ struct PackedWeight {
   const float* data = nullptr;
   int64_t N = 0, K = 0;
   ThreadScratch threads = {};
+  Tensor stored = {};      // f16, bf16 or q8_0: no panels, products make them block by block
+  float* block = nullptr;  // where
 };
 
-// Keeps the panels of a parameter (derived); packs into scratch at every call for anything else.
+// Keeps the panels of a parameter (derived); packs into scratch at every call for anything else. A
+// weight in a narrower type is never there as a whole: each product widens a few columns at a time.
 // What a product works in is scratch as well, so a ScratchScope stands in front.
 PackedWeight pack_weight(Context& ctx, Tensor weight);
 

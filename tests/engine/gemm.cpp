@@ -1,6 +1,7 @@
 #include "engine/cpu/gemm.h"
 
 #include "engine/cpu/rows.h"
+#include "engine/formats/numbers.h"
 
 #include <cmath>
 
@@ -120,6 +121,25 @@ TEST_CASE("gemm: packed once for a parameter, again when it changed") {
   cpu::matmul(x, cpu::pack_weight(m.run.ctx, weight), y);
   EXPECT(worst({x, weight, {}, {}}, y) <= allowed(40));
   EXPECT(cpu::pack_weight(m.run.ctx, weight.slice(0, 8)).data != first);
+}
+
+// Blocks of columns are the size of a cache: of 4000 columns there are several.
+TEST_CASE("gemm: a weight in a narrow type is its wide one, to the last bit") {
+  for (const Dtype dtype : {Dtype::f16, Dtype::bf16, Dtype::q8_0})
+    for (const auto& [N, K] : {std::pair{70, 64}, {4000, 800}}) {
+      Made m;
+      const Tensor x = m.matrix(9, K, K), weight = m.matrix(N, K, K);
+      const Tensor bias = m.matrix(1, N, N).reshaped({N}), residual = m.matrix(9, N, N + 3);
+      std::vector<std::byte> bytes(bytes_of(dtype, weight.count()));
+      from_f32(weight.f32(), dtype, bytes.data(), weight.count());
+      to_f32(dtype, bytes.data(), weight.f32(), weight.count());
+      const Tensor narrow(bytes.data(), {N, K}, dtype);
+      const Tensor y = m.run.ctx.activation({9, N}), expected = m.run.ctx.activation({9, N});
+      const cpu::MatmulEnd end{.bias = bias, .gelu = true, .residual = residual};
+      cpu::matmul(x, cpu::pack_weight(m.run.ctx, weight), expected, end);
+      cpu::matmul(x, cpu::pack_weight(m.run.ctx, narrow), y, end);
+      EXPECT(std::equal(y.f32(), y.f32() + y.count(), expected.f32()));
+    }
 }
 
 TEST_CASE("gemm: gradients of a product, written and added to") {

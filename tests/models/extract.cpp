@@ -4,8 +4,11 @@
 #include <cstring>
 #include <vector>
 
+#include "engine/formats/numbers.h"
+#include "models/initialise.h"
 #include "tests/doctest.h"
 #include "tests/golden.h"
+#include "tests/temporary_folder.h"
 
 namespace sft {
 namespace {
@@ -32,6 +35,43 @@ TEST_CASE("extract: derived weights that are not kept give the same bits in less
         const Tensor x = kept.state(i, u), y = once.state(i, u);
         EXPECT(std::memcmp(x.data, y.data, x.bytes()) == 0);
       }
+  }
+}
+
+TensorMap widened(const TensorMap& tensors) {
+  TensorMap wide;
+  for (const auto& [name, t] : tensors.tensors) {
+    std::vector<float> values(t.count());
+    to_f32(t.dtype, static_cast<const std::byte*>(t.data), values.data(), t.count());
+    wide.add_owned(name, t.shape, std::move(values));
+  }
+  return wide;
+}
+
+TEST_CASE("extract: a file of narrow types is computed as its wide values, in less memory") {
+  const test::TemporaryFolder folder;
+  const Config config = preset("hubert-tiny");
+  TensorMap tensors;
+  initialise_missing(tensors, backbone_tensors(config), 1);
+  const std::vector<int> states = parse_states("all", config.layers);
+  const std::vector<float> a = tone(2000), b = tone(9000);
+  const std::vector<std::span<const float>> waves = {a, b};
+  const std::vector<int32_t> lengths = {2000, 9000};
+  for (const Dtype dtype : {Dtype::f16, Dtype::bf16, Dtype::q8_0}) {
+    const std::string path = folder / fmt::format("{}.gguf", dtype);
+    save_model(path, "gguf", config, tensors, Existing::refuse, dtype);
+    const ModelFile narrow = open_model(path);
+    ModelFile wide = narrow;
+    wide.tensors = widened(narrow.tensors);
+    Extractor stored(narrow, states), floats(wide, states);
+    stored.run(waves), floats.run(waves);
+    for (size_t i = 0; i < states.size(); ++i)
+      for (int u : {0, 1}) {
+        const Tensor x = stored.state(i, u), y = floats.state(i, u);
+        EXPECT(std::memcmp(x.data, y.data, x.bytes()) == 0);
+      }
+    // Neither panels of the matrices nor wide copies of them.
+    EXPECT(stored.bytes(lengths) < floats.bytes(lengths) - parameter_count(tensors) * 2);
   }
 }
 
