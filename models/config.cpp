@@ -41,9 +41,33 @@ struct Requirement {
   }
 };
 
-void check_arch(const Requirement& require, std::string_view arch) {
-  require(arch == "hubert" || arch == "wav2vec2",
-          fmt::format("architecture {} (expected hubert or wav2vec2)", printable(arch)));
+Config named(std::string_view arch) {
+  Config c;
+  c.arch = arch;
+  return c;
+}
+
+// The architectures, each as a model of it is where its file does not say.
+const std::vector<Config>& families() {
+  static const std::vector<Config> table = {
+      named("hubert"),
+      named("wav2vec2"),
+      named("unispeechsat"),
+  };
+  return table;
+}
+
+std::vector<std::string> architectures() {
+  std::vector<std::string> names;
+  for (const Config& family : families()) names.push_back(family.arch);
+  return names;
+}
+
+const Config& family(std::string_view arch, std::string_view where) {
+  for (const Config& family : families())
+    if (family.arch == arch) return family;
+  fail(Kind::input, "{}: configuration: architecture {} (expected {})", printable(where),
+       printable(arch), fmt::join(architectures(), ", "));
 }
 
 void check_convolutions(const Requirement& require, const Config& c) {
@@ -111,7 +135,7 @@ void check_task(const Requirement& require, const Config::Task& task) {
 
 void check_config(const Config& config, std::string_view where) {
   const Requirement require{where};
-  check_arch(require, config.arch);
+  family(config.arch, where);
   check_encoder(require, config);
   check_convolutions(require, config);
   check_training(require, config);
@@ -196,9 +220,8 @@ class Fields {
   std::set<std::string, std::less<>> keys_;
 };
 
-Config large(std::string arch, bool conv_bias) {
-  Config c;
-  c.arch = std::move(arch);
+Config large(std::string_view arch, bool conv_bias) {
+  Config c = named(arch);
   c.layers = 24, c.width = 1024, c.ffn = 4096, c.heads = 16;
   c.pre_norm = c.normalize = true;
   c.conv_norm = "layer", c.conv_bias = conv_bias;
@@ -209,6 +232,25 @@ Config large(std::string arch, bool conv_bias) {
              .layerdrop = 0,
              .feature_grad_mult = 1};
   c.pretrain.dim = 768;
+  return c;
+}
+
+// 48 layers: HuBERT XLarge, XLS-R 1B and 2B.
+Config deep(Config c, int64_t width) {
+  c.layers = 48, c.width = width, c.ffn = 4 * width, c.pretrain.dim = 1024;
+  return c;
+}
+
+Config wav2vec2(Config c) {
+  c.arch = "wav2vec2";
+  c.train.mask_prob = 0.65;
+  return c;
+}
+
+// As large, but with group norm and norms behind the residuals, like Base.
+Config large_ls960() {
+  Config c = wav2vec2(Config());
+  c.layers = 24, c.width = 1024, c.ffn = 4096, c.heads = 16, c.pretrain.dim = 768;
   return c;
 }
 
@@ -236,17 +278,18 @@ const std::map<std::string, Config, std::less<>>& presets() {
     std::map<std::string, Config, std::less<>> t;
     t["hubert-base"] = Config();
     t["hubert-large"] = large("hubert", false);
-    t["hubert-xlarge"] = large("hubert", false);
-    Config& xlarge = t["hubert-xlarge"];
-    xlarge.layers = 48, xlarge.width = 1280, xlarge.ffn = 5120, xlarge.pretrain.dim = 1024;
+    t["hubert-xlarge"] = deep(large("hubert", false), 1280);
     t["hubert-tiny"] = tiny();
-    t["wav2vec2-base"] = Config();
-    t["wav2vec2-base"].arch = "wav2vec2";
-    t["wav2vec2-base"].train.mask_prob = 0.65;
-    t["wav2vec2-large"] = large("wav2vec2", true);
-    t["wav2vec2-large"].train.mask_prob = 0.65;
+    t["wav2vec2-base"] = wav2vec2(Config());
+    t["wav2vec2-large-ls960"] = large_ls960();
+    t["wav2vec2-large"] = wav2vec2(large("wav2vec2", true));
+    t["xlsr-53"] = t["xls-r-300m"] = t["wav2vec2-large"];
+    t["xls-r-1b"] = deep(t["wav2vec2-large"], 1280);
+    t["xls-r-2b"] = deep(t["wav2vec2-large"], 1920);
     t["wav2vec2-tiny"] = tiny();
     t["wav2vec2-tiny"].arch = "wav2vec2";
+    t["unispeech-sat-base"] = named("unispeechsat");
+    t["unispeech-sat-large"] = large("unispeechsat", false);
     return t;
   }();
   return table;
@@ -266,9 +309,7 @@ namespace {
 }  // namespace
 
 Config config_from_metadata(const Metadata& metadata, std::string_view where) {
-  Config config;
-  config.arch = metadata.string("general.architecture");
-  check_arch(Requirement{where}, config.arch);
+  Config config = family(metadata.string("general.architecture"), where);
   Fields fields(config, &metadata, nullptr);
   fields.all();
   config.provenance = Metadata(std::string(where));

@@ -12,7 +12,7 @@
 namespace sft {
 
 struct Config {
-  std::string arch = "hubert";  // hubert, wav2vec2
+  std::string arch = "hubert";  // hubert, wav2vec2, unispeechsat
   int64_t layers = 12;          // block_count
   int64_t width = 768;          // embedding_length, C
   int64_t ffn = 3072;           // feed_forward_length, F

@@ -17,6 +17,16 @@ using Json = nlohmann::json;
 
 constexpr const char* kOurKeys = "sft";  // of config.json: what transformers has no keys for
 
+// An architecture and its classes in transformers.
+struct Family {
+  std::string_view arch, model_type, bare;  // bare: the class without a head
+};
+constexpr std::array kFamilies = {
+    Family{"hubert", "hubert", "HubertModel"},
+    Family{"wav2vec2", "wav2vec2", "Wav2Vec2Model"},
+    Family{"unispeechsat", "unispeech-sat", "UniSpeechSatModel"},
+};
+
 struct Spelling {
   std::string_view ours, theirs;  // '#' is a number
   bool write = true;              // the spelling that we write
@@ -190,14 +200,30 @@ void refuse_variants(const Fields& f) {
   }
 }
 
-Config architecture(const Fields& f) {
-  Config c;
+std::string_view arch_of(const Fields& f) {
   std::string type;
   f.get("model_type", type);
-  if (type != "hubert" && type != "wav2vec2")
-    fail(Kind::input, "{}: model_type is {} (expected hubert or wav2vec2)", printable(f.path()),
-         type.empty() ? "missing" : printable(type));
-  c.arch = type;
+  std::vector<std::string_view> known;
+  for (const Family& family : kFamilies) {
+    if (family.model_type == type) return family.arch;
+    known.push_back(family.model_type);
+  }
+  fail(Kind::input, "{}: model_type is {} (expected {})", printable(f.path()),
+       type.empty() ? "missing" : printable(type), fmt::join(known, ", "));
+}
+
+const Family& family_of(const Config& config) {
+  const auto it = std::find_if(kFamilies.begin(), kFamilies.end(),
+                               [&](const Family& f) { return f.arch == config.arch; });
+  if (it == kFamilies.end())
+    fail(Kind::usage, Hint{"name the output .gguf or .safetensors"},
+         "transformers has no class for {} models", config.arch);
+  return *it;
+}
+
+Config architecture(const Fields& f) {
+  Config c;
+  c.arch = arch_of(f);
   f.get("num_hidden_layers", c.layers);
   f.get("hidden_size", c.width);
   f.get("intermediate_size", c.ffn);
@@ -279,8 +305,15 @@ std::string weights_file(const std::string& folder) {
 
 // Tensors that belong to heads which we neither need nor keep.
 bool ignorable(std::string_view name) {
-  constexpr std::array kNames = {"lm_head.",   "projector.",   "classifier.",
-                                 "quantizer.", "project_hid.", "project_q."};
+  constexpr std::array kNames = {"lm_head.",
+                                 "projector.",
+                                 "classifier.",
+                                 "quantizer.",
+                                 "project_hid.",
+                                 "project_q.",
+                                 "speaker_proj.",
+                                 "label_embeddings_concat",
+                                 "layer_norm_for_extract."};
   return std::any_of(kNames.begin(), kNames.end(),
                      [&](std::string_view n) { return name.starts_with(n); }) ||
          name == "layer_weights";
@@ -382,8 +415,9 @@ bool has_pretraining_heads(const Config& config, const std::vector<TensorSpec>& 
 }
 
 Json config_json(const Config& config, bool pretraining, Dtype dtype) {
+  const Family& family = family_of(config);
   Json json = {
-      {"model_type", config.arch},
+      {"model_type", family.model_type},
       {"num_hidden_layers", config.layers},
       {"hidden_size", config.width},
       {"intermediate_size", config.ffn},
@@ -420,8 +454,7 @@ Json config_json(const Config& config, bool pretraining, Dtype dtype) {
       {"eos_token_id", 2},
       {"torch_dtype", torch_name(dtype)},
   };
-  const char* bare = config.arch == "hubert" ? "HubertModel" : "Wav2Vec2Model";
-  json["architectures"] = Json::array({pretraining ? "Wav2Vec2ForPreTraining" : bare});
+  json["architectures"] = Json::array({pretraining ? "Wav2Vec2ForPreTraining" : family.bare});
   return json;
 }
 

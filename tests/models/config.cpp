@@ -1,4 +1,4 @@
-#include "models/config.h"
+#include "models/checkpoint.h"
 
 #include "tests/doctest.h"
 
@@ -31,6 +31,37 @@ TEST_CASE("config: metadata and back, for every preset") {
   const Error e = error_of([] { preset("hubert-bse"); });
   EXPECT(e.kind == Kind::usage);
   EXPECT(e.hint == "did you mean hubert-base?");
+}
+
+namespace {
+
+int64_t parameters(const std::string& name) {
+  int64_t count = 0;
+  for (const TensorSpec& tensor : backbone_tensors(preset(name))) count += tensor.shape.count();
+  return count;
+}
+
+}  // namespace
+
+TEST_CASE("config: presets have the parameters of the published models") {
+  const std::pair<const char*, int64_t> published[] = {
+      {"hubert-base", 94'371'712},
+      {"hubert-large", 315'435'136},
+      {"hubert-xlarge", 962'493'824},
+      {"wav2vec2-base", 94'371'712},
+      {"wav2vec2-large-ls960", 315'428'992},
+      {"wav2vec2-large", 315'438'720},
+      {"xlsr-53", 315'438'720},
+      {"xls-r-300m", 315'438'720},
+      {"xls-r-1b", 962'497'408},
+      {"xls-r-2b", 2'159'259'648},
+      {"unispeech-sat-base", 94'371'712},
+      {"unispeech-sat-large", 315'435'136},
+  };
+  for (const auto& [name, count] : published)
+    EXPECT_MESSAGE(parameters(name) == count, fmt::format("{}: {}", name, parameters(name)));
+  EXPECT(preset("hubert-xlarge").head_width() == 80);
+  EXPECT(preset("xls-r-2b").head_width() == 120);
 }
 
 TEST_CASE("config: frames of the usual convolutions") {

@@ -114,7 +114,7 @@ TEST_CASE("huggingface: configurations that are wrong, hostile, or of other mode
     f.set(key, value);
     f.expect_error(part);
   };
-  refuses("model_type", "bert", "model_type is bert (expected hubert or wav2vec2)");
+  refuses("model_type", "bert", "model_type is bert (expected hubert, wav2vec2, ");
   refuses("model_type", nullptr, "model_type is missing");
   refuses("hidden_act", "gelu_new", "hidden_act is gelu_new (expected gelu)");
   refuses("conv_pos_batch_norm", true, "conv_pos_batch_norm is true (expected false)");

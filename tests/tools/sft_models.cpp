@@ -182,7 +182,8 @@ TEST_CASE("sft-convert: reports, verifies, refuses") {
 
 TEST_CASE("sft-extract: states equal the goldens, alone and in a batch") {
   if (test::absent("sft-extract")) return;
-  for (const char* name : {"hubert-group", "hubert-layer", "wav2vec2-group", "wav2vec2-layer"}) {
+  for (const char* name :
+       {"hubert-group", "hubert-layer", "wav2vec2-group", "wav2vec2-layer", "unispeechsat-layer"}) {
     const test::TemporaryFolder folder;
     const test::GoldenFile values(std::string(name) + ".safetensors");
     fs::create_directories(folder / "audio/more");

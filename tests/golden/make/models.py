@@ -1,6 +1,6 @@
 """Makes tests/golden/models/NAME/ (tiny random models as Hugging Face folders) and tests/golden/NAME.safetensors.
 
-    python models.py              torch 2.15.0, transformers 5.23.0, safetensors, numpy; seconds
+    python models.py [NAME...]    torch 2.15.0, transformers 5.23.0, safetensors, numpy; seconds
 
 Every value is drawn far from its initial one (norm gains 0.5 ... 1.5, biases of 0.2, sharp attention), so that each part
 of the model shows in the states. Hidden states and gradients are computed in float64 and stored in float32.
@@ -11,6 +11,7 @@ with an index (hubert-layer), a ForPreTraining dump with prefix, old weight_g / 
 """
 import json
 import os
+import sys
 
 import torch
 from safetensors.torch import save_file
@@ -104,7 +105,7 @@ def gradients(model, single, name):
 
 def main():
     torch.set_num_threads(1)
-    for name in MODELS:
+    for name in sys.argv[1:] or MODELS:
         write_folder(name)
         model = load(name)
         single = load(name, torch.float32)

@@ -1,4 +1,4 @@
-"""What the golden scripts share: the test signal, the four tiny models, their forward pass in float64.
+"""What the golden scripts share: the test signal, the tiny models, their forward pass in float64.
 
 The signal, repeated by the C++ tests, integers only, so both sides have the same bits:
 
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2Model
+from transformers import (Data2VecAudioConfig, Data2VecAudioModel, HubertConfig, HubertModel, UniSpeechSatConfig,
+                          UniSpeechSatModel, Wav2Vec2Config, Wav2Vec2Model)
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -42,6 +43,12 @@ MODELS = {
         proj_codevector_dim=12)),
     'wav2vec2-layer': (Wav2Vec2Model, True, Wav2Vec2Config(
         **BASE, **LAYER, hidden_size=32, num_hidden_layers=3, intermediate_size=96, num_conv_pos_embeddings=12)),
+    'unispeechsat-layer': (UniSpeechSatModel, True, UniSpeechSatConfig(
+        **BASE, **(LAYER | dict(conv_bias=False)), hidden_size=48, num_hidden_layers=2, intermediate_size=96,
+        num_conv_pos_embeddings=16, num_codevectors_per_group=8, num_codevector_groups=2, codevector_dim=16)),
+    'data2vec': (Data2VecAudioModel, True, Data2VecAudioConfig(
+        **BASE, conv_bias=False, hidden_size=32, num_hidden_layers=2, intermediate_size=96, conv_pos_kernel_size=19,
+        num_conv_pos_embeddings=5)),
 }
 
 
@@ -56,8 +63,8 @@ def signal(seed, n):
 
 
 RULES = [('feature_extractor.conv_layers.', 'conv.'), ('.conv.parametrizations.weight.original0', '.weight_g'),
-         ('.conv.parametrizations.weight.original1', '.weight_v'), ('encoder.pos_conv_embed.conv.', 'pos_conv.0.'),
-         ('encoder.pos_conv_embed.', 'pos_conv.0.'), ('.conv.', '.'), ('feature_projection.layer_norm.', 'feat_norm.'),
+         ('.conv.parametrizations.weight.original1', '.weight_v'), ('encoder.pos_conv_embed.layers.', 'pos_conv.'),
+         ('encoder.pos_conv_embed.conv.', 'pos_conv.0.'), ('encoder.pos_conv_embed.', 'pos_conv.0.'), ('.conv.', '.'), ('feature_projection.layer_norm.', 'feat_norm.'),
          ('feature_projection.projection.', 'feat_proj.'), ('masked_spec_embed', 'mask_emb'),
          ('encoder.layer_norm.', 'enc.norm.'), ('encoder.layers.', 'enc.'), ('.attention.out_proj.', '.attn.o.'),
          ('.attention.q_proj.', '.attn.q.'), ('.attention.k_proj.', '.attn.k.'), ('.attention.v_proj.', '.attn.v.'),
