@@ -8,11 +8,10 @@
 #include <optional>
 
 #include "engine/memory.h"
-#include "engine/ops/adam.h"
-#include "engine/ops/grad_norm.h"
 #include "engine/rng.h"
 #include "engine/step_memory.h"
 #include "engine/transfer.h"
+#include "train/optimise.h"
 #include "train/tasks/finetune.h"
 
 namespace sft {
@@ -258,21 +257,11 @@ class ModelBench {
     tape().backward();
     tape().clear();
     end_phase("backward");
-    if (ctx().dry) return;
-    optimise();
+    ScratchScope scratch(ctx().scratch);
+    const Tensor numbers = ctx().temporary({2}, Dtype::f64);
+    zero(ctx(), numbers);
+    optimise(ctx(), store_, {.lr = 1e-4f, .clip = 1}, numbers.slice(0, 1), numbers.slice(1, 1));
     end_phase("update");
-  }
-
-  void optimise() {
-    store_.zero_unwritten();
-    std::vector<Tensor> gradients{store_.grad()};
-    const double norm = std::sqrt(grad_norm(ctx(), gradients));
-    const AdamStep step{.lr = 1e-4f,
-                        .clip_factor = static_cast<float>(std::min(1.0, 1 / (norm + 1e-6))),
-                        .step = static_cast<int64_t>(ctx().rng.update)};
-    adam(ctx(), store_.master(), store_.grad(), store_.moment1(), store_.moment2(), step);
-    for (const ParamStore::Range& range : store_.ranges())
-      if (range.count()) store_.weights_changed(range);
   }
 
   const bool trains_, whole_;

@@ -21,6 +21,8 @@ void TensorMap::add_owned(const std::string& name, Shape shape, std::vector<floa
 
 namespace {
 
+constexpr int64_t kAligned = 8;  // elements
+
 Shape part_shape(const ParamRequest& request) {
   std::vector<int64_t> dims(request.shape.dims().begin(), request.shape.dims().end());
   const auto parts = static_cast<int64_t>(request.names.size());
@@ -105,12 +107,12 @@ void ParamStore::write_parts(const ParamRequest& request, const TensorMap& sourc
 
 Tensor ParamStore::on_host(Tensor tensor, Arena& host) const {
   if (!gpu_) return tensor;
-  const Tensor copy(host.take(tensor.bytes()), tensor.shape);
+  const Tensor copy(host.take(tensor.bytes()), tensor.shape, tensor.dtype);
   gpu_->download(copy.data, tensor.data, tensor.bytes());
   return copy;
 }
 
-void ParamStore::write(const float* from, Tensor tensor) {
+void ParamStore::write(const void* from, Tensor tensor) {
   if (gpu_)
     gpu_->upload(tensor.data, from, tensor.bytes());
   else
@@ -126,12 +128,13 @@ void ParamStore::zero(Tensor tensor) {
 
 void ParamStore::allocate(int64_t count) {
   const int64_t bytes = (count * static_cast<int64_t>(sizeof(float)) + 63) / 64 * 64;
-  buffers_ = std::make_unique<Arena>(std::max<int64_t>(4 * bytes, 4096), false, gpu_);
-  for (Tensor* flat : {&master_, &grad_, &moment1_, &moment2_}) {
-    *flat = buffers_->tensor({count});
-    if (gpu_) zero(*flat);  // fresh pages of the host are zero
-  }
-  own_bytes_ += 4 * bytes;
+  const auto ranges = static_cast<int64_t>(ranges_.size());
+  buffers_ = std::make_unique<Arena>(4 * bytes + 4096, false, gpu_);
+  for (Tensor* flat : {&master_, &grad_, &moment1_, &moment2_}) *flat = buffers_->tensor({count});
+  steps_ = buffers_->tensor({ranges}, Dtype::i64);
+  if (gpu_)  // fresh pages of the host are zero
+    for (const Tensor& flat : {master_, grad_, moment1_, moment2_, steps_}) zero(flat);
+  own_bytes_ += 4 * bytes + 4096;
 }
 
 void ParamStore::bind(const std::vector<ParamRequest>& requests, const TensorMap& source,
@@ -150,12 +153,16 @@ void ParamStore::bind(const std::vector<ParamRequest>& requests, const TensorMap
     for (Bound& bound : bound_) {
       if (bound.range != static_cast<int>(r)) continue;
       bound.offset = count;
-      count += bound.request.shape.count();
+      count += (bound.request.shape.count() + kAligned - 1) / kAligned * kAligned;
     }
     ranges_.back().end = count;
   }
   allocate(count);
-  prepared_.add_parameters(master_.data, master_.bytes());
+  for (const Range& range : ranges_) {
+    const Tensor weights = part(master_, range);
+    prepared_.add_parameters(weights.data, weights.bytes());
+    gradients_.push_back(part(grad_, range));
+  }
   for (Bound& bound : bound_) {
     const ParamRequest& request = bound.request;
     Tensor value;
@@ -185,6 +192,10 @@ const ParamStore::Named* ParamStore::find(std::string_view name) const {
 }
 
 void ParamStore::set_active(int range, bool active) {
+  ranges_[range].active = active;
+  gradients_.clear();
+  for (const Range& each : ranges_)
+    if (each.active) gradients_.push_back(part(grad_, each));
   for (Bound& bound : bound_)
     if (bound.range == range) bound.request.out->slot = active ? &bound.slot : nullptr;
 }

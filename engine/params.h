@@ -5,7 +5,8 @@
 //   trainable  one flat f32 buffer per role: master (what the optimizer owns and a checkpoint
 //   holds),
 //              grad, and the two moments. A range is a stretch of these buffers that is released,
-//              clipped, updated and saved together.
+//              clipped, updated and saved together. Every parameter begins at a multiple of 16
+//              bytes of its bf16 copy; between them are zeros
 //
 // A parameter is known by its name. What a model calls one parameter may be several named tensors
 // that lie behind each other (q, k and v: one GEMM).
@@ -15,6 +16,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -75,7 +77,7 @@ class ParamStore {
   struct Range {
     std::string name;
     int64_t begin = 0, end = 0;  // elements of the flat buffers
-    int64_t steps = 0;           // updates that its moments have seen
+    bool active = true;          // in the step at hand
     int64_t count() const { return end - begin; }
   };
   // The range that a parameter trains in, by its name; -1: frozen.
@@ -96,12 +98,15 @@ class ParamStore {
   cuda::Runtime* gpu() const { return gpu_; }
   // A tensor of this store where the host can read it: itself, or a copy in `host`.
   Tensor on_host(Tensor tensor, Arena& host) const;
-  void write(const float* from, Tensor tensor);  // the whole tensor, from host memory
+  void write(const void* from, Tensor tensor);  // the whole tensor, from host memory
 
   Tensor master() const { return master_; }    // [N]
   Tensor grad() const { return grad_; }        // [N]
   Tensor moment1() const { return moment1_; }  // [N]
   Tensor moment2() const { return moment2_; }  // [N]
+  // [R] i64: updates that the moments of each range have seen.
+  Tensor steps() const { return steps_; }
+  Tensor steps(const Range& range) const { return steps_.slice(&range - ranges_.data(), 1); }
   Tensor part(Tensor flat, const Range& range) const {
     return flat.slice(range.begin, range.count());
   }
@@ -112,6 +117,8 @@ class ParamStore {
   void forget_gradients();
   // Before the norm: what nothing wrote in this step is zero.
   void zero_unwritten();
+  // Gradients of the ranges that are active.
+  std::span<const Tensor> gradients() const { return gradients_; }
   void weights_changed(const Range& range);
 
   Prepared& prepared() { return prepared_; }
@@ -136,7 +143,8 @@ class ParamStore {
   std::vector<Range> ranges_;
   std::vector<std::shared_ptr<const void>> keep_;
   std::unique_ptr<Arena> buffers_;
-  Tensor master_, grad_, moment1_, moment2_;
+  Tensor master_, grad_, moment1_, moment2_, steps_;
+  std::vector<Tensor> gradients_;
   int64_t own_bytes_ = 0;
   Prepared prepared_;
 };

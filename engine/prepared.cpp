@@ -44,6 +44,19 @@ char* Prepared::allocate(int64_t bytes) const {
   return static_cast<char*>(memory);
 }
 
+std::pair<const void*, int64_t> Prepared::added_with(const void* weight) const {
+  const char* p = static_cast<const char*>(weight);
+  for (const Range& range : parameters_)
+    if (p >= range.begin && p < range.end) return {range.begin, range.end - range.begin};
+  return {weight, 0};
+}
+
+Prepared::Form* Prepared::find(const void* weight, uint32_t kind) {
+  for (Form& form : forms_)
+    if (form.weight == weight && form.kind == kind) return &form;
+  return nullptr;
+}
+
 Prepared::Form& Prepared::form(const void* weight, uint32_t kind, int64_t bytes) {
   for (Form& form : forms_)
     if (form.weight == weight && form.kind == kind && form.bytes == bytes) return form;

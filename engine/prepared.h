@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "engine/arena.h"
@@ -36,6 +37,10 @@ class Prepared {
   };
   bool owns(const void* weight) const;
   Form& form(const void* weight, uint32_t kind, int64_t bytes);
+  Form* find(const void* weight, uint32_t kind);  // null: not made yet
+  // Where the parameters begin that were added together with this one, and their bytes; of anything
+  // else its own address and 0.
+  std::pair<const void*, int64_t> added_with(const void* weight) const;
 
  private:
   char* allocate(int64_t bytes) const;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "engine/cuda/runtime.h"
+
 namespace sft {
 
 void StepMemory::forget_peak() {
@@ -30,8 +32,22 @@ void StepMemory::commit() {
   const int64_t scratch = std::max<int64_t>(plan_scratch_.peak(), 1 << 20);
   if (committed_ && committed_->acts_bytes >= acts && committed_->scratch_bytes >= scratch) return;
   committed_.reset();
+  if (const int64_t free = gpu_->free_bytes(); acts + scratch > free)
+    fail(Kind::resource, Hint{"shorter utterances, or --device cpu"},
+         "a step needs {} MiB of device memory, {} MiB are free", (acts + scratch) >> 20,
+         free >> 20);
   committed_.reset(
       new Committed{Arena(acts, false, gpu_), Arena(scratch, false, gpu_), acts, scratch});
+}
+
+int64_t largest_that_fits(int64_t most, int64_t available,
+                          const std::function<int64_t(int64_t n)>& bytes) {
+  int64_t fits = 0, above = most + 1;
+  while (above - fits > 1) {
+    const int64_t n = fits + (above - fits) / 2;
+    (bytes(n) <= available ? fits : above) = n;
+  }
+  return fits;
 }
 
 }  // namespace sft

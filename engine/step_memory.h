@@ -2,6 +2,7 @@
 // real one needs; on a device, memory of that size is allocated before the real one.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "engine/context.h"
@@ -34,6 +35,7 @@ class StepMemory {
   int64_t scratch_peak() const { return plan_scratch_.peak(); }
   void forget_peak();
   // Memory for a step as large as the peak: before context(dry = false). Keeps what is enough.
+  // Kind::resource with the numbers if a device has less.
   void commit();
 
  private:
@@ -45,5 +47,10 @@ class StepMemory {
   Arena plan_acts_, plan_scratch_;
   std::unique_ptr<Committed> committed_;  // of a device
 };
+
+// The largest of 1..most whose step needs at most `available` bytes; 0: none of them. bytes(n), of
+// a dry step, grows with n.
+int64_t largest_that_fits(int64_t most, int64_t available,
+                          const std::function<int64_t(int64_t n)>& bytes);
 
 }  // namespace sft

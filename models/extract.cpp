@@ -81,6 +81,15 @@ int64_t Extractor::bytes(std::span<const int32_t> lengths) {
   return memory_.peak() + store_.bytes();
 }
 
+int64_t Extractor::longest(int64_t most, int64_t available) {
+  constexpr int64_t kTenth = 1600;
+  return kTenth * largest_that_fits(most / kTenth, available, [&](int64_t tenths) {
+           const auto length = static_cast<int32_t>(
+               std::max<int64_t>(tenths * kTenth, encoder_.config.receptive()));
+           return bytes({&length, 1});
+         });
+}
+
 void Extractor::run(std::span<const std::span<const float>> waves) {
   lengths_.clear();
   for (const auto& wave : waves) lengths_.push_back(static_cast<int32_t>(wave.size()));

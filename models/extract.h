@@ -33,6 +33,10 @@ class Extractor {
   // Bytes that a batch of these lengths (samples) takes, our copies of weights included: a dry run.
   int64_t bytes(std::span<const int32_t> lengths);
 
+  // Samples of the longest file, of at most `most`, that needs no more than `available` bytes; to a
+  // tenth of a second; 0: not even that.
+  int64_t longest(int64_t most, int64_t available);
+
   // Computes the states of a batch; each wave has at least config.receptive() samples.
   void run(std::span<const std::span<const float>> waves);
   int32_t frames(int b) const { return pack_.frames().length(b); }

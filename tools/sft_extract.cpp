@@ -151,26 +151,34 @@ struct MemoryPlan {
   int64_t total() const { return process + batch + audio; }
 };
 
+// Cuts `batches` until they fit; every utterance is computed as if alone.
 MemoryPlan plan_memory(Extractor& extractor, const ModelFile& model, const Manifest& rows,
-                       const std::vector<Batch>& batches, const cuda::Runtime* gpu) {
-  MemoryPlan plan{.process = resident_memory() + kWorkBytes};
-  int64_t most = 0;
-  for (const Batch& batch : batches) {
-    std::vector<int32_t> lengths;
-    for (uint32_t row : batch) lengths.push_back(samples_of(rows.rows[row], model.config));
-    const int64_t samples = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
-    if (samples <= most) continue;
-    most = samples;
-    plan.batch = std::max(plan.batch, extractor.bytes(lengths));
-  }
-  plan.audio = 2 * most * int64_t{sizeof(float)};
-  const int64_t needed = plan.batch + (gpu ? 0 : weight_bytes(model) + plan.audio);
+                       std::vector<Batch>& batches, const cuda::Runtime* gpu) {
+  MemoryPlan memory{.process = resident_memory() + kWorkBytes};
   const int64_t available = gpu ? gpu->free_bytes() : available_memory();
-  if (needed > available)
-    fail(Kind::resource, Hint{"cut long files: a manifest with the columns start and end"},
-         "{:.1f} s of audio at once need {:.1f} GiB of memory, {:.1f} GiB are available",
-         static_cast<double>(most) / kSampleRate, gib(needed), gib(available));
-  return plan;
+  int64_t most = 0, beside = 0;  // samples of the largest batch; bytes beside it
+  for (int64_t frames = batch_frames(gpu);; frames /= 2) {
+    most = memory.batch = 0;
+    for (const Batch& batch : batches) {
+      std::vector<int32_t> lengths;
+      for (uint32_t row : batch) lengths.push_back(samples_of(rows.rows[row], model.config));
+      const int64_t samples = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+      if (samples <= most) continue;
+      most = samples;
+      memory.batch = std::max(memory.batch, extractor.bytes(lengths));
+    }
+    memory.audio = 2 * most * int64_t{sizeof(float)};
+    beside = gpu ? 0 : weight_bytes(model) + memory.audio;
+    if (memory.batch + beside <= available) return memory;
+    if (frames == 0) break;
+    batches = plan(rows, model.config, frames / 2);
+  }
+  const double longest = static_cast<double>(extractor.longest(most, available - beside));
+  fail(Kind::resource, Hint{"cut long files: a manifest with the columns start and end"},
+       "{:.1f} s of audio in one file need {:.1f} GiB of {}memory, {:.1f} GiB are free: enough for "
+       "{:.1f} s",
+       static_cast<double>(most) / kSampleRate, gib(memory.batch + beside), gpu ? "device " : "",
+       gib(available), longest / kSampleRate);
 }
 
 // ---- outputs
@@ -345,7 +353,7 @@ void extract(Cli& cli, const Arguments& arguments) {
   cli.say("{}", loaded_text(model, id));
   for (const std::string& remark : model.remarks) cli.say("{}", remark);
 
-  const std::vector<Batch> batches = plan(inputs.rows, model.config, batch_frames(gpu.get()));
+  std::vector<Batch> batches = plan(inputs.rows, model.config, batch_frames(gpu.get()));
   Extractor extractor(
       model, states,
       {.once = batches.size() == 1, .gpu = gpu.get(), .compute = arguments.device.compute()});

@@ -11,13 +11,16 @@ namespace sft {
 namespace {
 
 void say_ranges(const TrainJob& job, const ParamStore& store) {
-  int64_t frozen = 0;
-  for (const ParamStore::Named& named : store.named())
-    if (named.range < 0) frozen += named.value.count();
+  const auto count = [&](int range) {
+    int64_t sum = 0;
+    for (const ParamStore::Named& named : store.named())
+      if (named.range == range) sum += named.value.count();
+    return sum;
+  };
   std::string line = "parameters:";
-  for (const ParamStore::Range& range : store.ranges())
-    line += fmt::format(" {} {},", range.name, range.count());
-  line += fmt::format(" frozen {}", frozen);
+  for (size_t r = 0; r < store.ranges().size(); ++r)
+    line += fmt::format(" {} {},", store.ranges()[r].name, count(static_cast<int>(r)));
+  line += fmt::format(" frozen {}", count(-1));
   const int64_t head_only = head_only_steps(job.config.train.steps, job.config.train.head_only);
   if (store.ranges().size() > 1)
     line += fmt::format("; the head alone for {} of {} updates", head_only, job.config.train.steps);

@@ -6,11 +6,10 @@
 #include <numeric>
 
 #include "engine/cpu/parallel.h"
-#include "engine/ops/adam.h"
-#include "engine/ops/grad_norm.h"
 #include "models/initialise.h"
 #include "train/batch_plan.h"
 #include "train/metrics.h"
+#include "train/optimise.h"
 
 namespace sft {
 namespace {
@@ -64,10 +63,10 @@ class Probe {
     tape_.loss(losses(tape_, logits));
     tape_.backward();
     tape_.clear();
-    store_.zero_unwritten();
-    const Tensor gradient = store_.grad();
-    const double norm = std::sqrt(grad_norm(ctx_, {&gradient, 1}));
-    if (std::isfinite(norm)) step(lr, norm);
+    double no_loss = 0, norm = 0;  // losses are not looked at
+    const auto number = [](double& x) { return Tensor(&x, {1}, Dtype::f64); };
+    optimise(ctx_, store_, {.lr = static_cast<float>(lr), .clip = kClip}, number(no_loss),
+             number(norm));
     return std::isfinite(norm);
   }
 
@@ -151,15 +150,6 @@ class Probe {
   }
 
   Segments segments() const { return {starts_, utterances_}; }
-
-  void step(double lr, double norm) {
-    ParamStore::Range& range = store_.ranges()[0];
-    adam(ctx_, store_.master(), store_.grad(), store_.moment1(), store_.moment2(),
-         {.lr = static_cast<float>(lr),
-          .clip_factor = static_cast<float>(std::min(1.0, kClip / (norm + 1e-6))),
-          .step = ++range.steps});
-    store_.weights_changed(range);
-  }
 
   int64_t right_of(Tensor logits) const {
     int64_t right = 0;

@@ -8,13 +8,15 @@
 #include <chrono>
 #include <cmath>
 #include <csignal>
+#include <numeric>
 
+#include "engine/audio/decode.h"
 #include "engine/cuda/gemm_choices.h"
 #include "engine/formats/gguf.h"
 #include "engine/formats/safetensors.h"
 #include "engine/memory.h"
-#include "engine/ops/adam.h"
-#include "engine/ops/grad_norm.h"
+#include "engine/transfer.h"
+#include "train/optimise.h"
 
 namespace sft {
 namespace {
@@ -55,7 +57,10 @@ Trainer::Trainer(const RunConfig& config, const Config& model, ParamStore& store
       plan_(make_plan(config, objective)),
       batches_(std::move(batches)),
       schedule_{config.sched.kind, config.train.steps, config.sched.warmup, config.sched.hold},
-      memory_(store.gpu()) {
+      memory_(store.gpu()),
+      small_(4096, false, store.gpu()),
+      numbers_(small_.tensor({sizeof(Numbers) / sizeof(double)}, Dtype::f64)),
+      details_(objective.details()) {
   for (int64_t samples : objective.samples()) frames_.push_back(model.frames(samples));
   cut(0);
 }
@@ -96,23 +101,46 @@ void Trainer::activate(int64_t u) {
     store_.set_active(static_cast<int>(r), trains(u, r));
 }
 
+void Trainer::dry_step(Step& dry, const Batch& all, const Batch& piece) {
+  auto& [ctx, tape] = dry;
+  ctx.acts.rewind(0), ctx.scratch.rewind(0);
+  store_.forget_gradients();
+  objective_.begin_update(ctx.rng, all);
+  objective_.forward(tape, piece);
+  tape.backward();
+  objective_.add_numbers(ctx, numbers_.slice(1, 1 + Objective::kDetails));
+  tape.clear();
+}
+
 // Dry steps over all groups as they are cut now, and a dry evaluation.
 void Trainer::measure(MemoryPlan& plan) {
   memory_.forget_peak();
   const std::unique_ptr<Step> dry = make_step(true);
-  auto& [ctx, tape] = *dry;
+  Context& ctx = dry->ctx;
   for (size_t g = 0; g < groups().size(); ++g)
-    for (const Batch& piece : pieces_[g]) {
-      ctx.acts.rewind(0), ctx.scratch.rewind(0);
-      store_.forget_gradients();
-      objective_.begin_update(ctx.rng, groups()[g]);
-      objective_.forward(tape, piece);
-      tape.backward();
-      tape.clear();
-    }
+    for (const Batch& piece : pieces_[g]) dry_step(*dry, groups()[g], piece);
   ctx.acts.rewind(0), ctx.scratch.rewind(0);
+  optimise(ctx, store_, rule(0), numbers_.slice(1, 1), numbers_.slice(0, 1));
   objective_.plan_evaluation(ctx);
   plan.activations = memory_.acts_peak(), plan.scratch = memory_.scratch_peak();
+}
+
+// Seconds of the longest utterance that trains with so many bytes of activations and scratch; 0:
+// none does.
+double Trainer::longest_that_fits(int64_t bytes) {
+  const std::vector<int64_t>& samples = objective_.samples();
+  Batch order(samples.size());
+  std::iota(order.begin(), order.end(), 0u);
+  std::sort(order.begin(), order.end(),
+            [&](uint32_t a, uint32_t b) { return samples[a] < samples[b]; });
+  const auto needs = [&](int64_t n) {
+    memory_.forget_peak();
+    const Batch alone{order[n - 1]};
+    dry_step(*make_step(true), alone, alone);
+    return memory_.peak();
+  };
+  const int64_t fit = largest_that_fits(static_cast<int64_t>(order.size()), bytes, needs);
+  return fit ? static_cast<double>(samples[order[fit - 1]]) / kSampleRate : 0;
 }
 
 Trainer::MemoryPlan Trainer::plan_memory(int64_t available) {
@@ -126,7 +154,7 @@ Trainer::MemoryPlan Trainer::plan_memory(int64_t available) {
     largest = std::max(largest, sum(group, frames_));
     samples = std::max(samples, sum(group, objective_.samples()));
   }
-  const int64_t longest = *std::max_element(frames_.begin(), frames_.end());
+  const int64_t longest_frames = *std::max_element(frames_.begin(), frames_.end());
   MemoryPlan plan{.on_device = store_.gpu() != nullptr};
   // The masters were touched when the store was bound, and are counted among the parameters.
   plan.process =
@@ -135,7 +163,7 @@ Trainer::MemoryPlan Trainer::plan_memory(int64_t available) {
   activate(config_.train.steps - 1);
   cut(0);
   measure(plan);
-  for (int64_t frames = largest / 2; frames >= longest / 2 && frames > 0; frames /= 2) {
+  for (int64_t frames = largest / 2; frames >= longest_frames / 2 && frames > 0; frames /= 2) {
     plan.parameters = store_.bytes();
     plan.data = objective_.held_bytes(samples);
     if (plan.needed() <= available) break;
@@ -146,15 +174,34 @@ Trainer::MemoryPlan Trainer::plan_memory(int64_t available) {
   plan.data = objective_.held_bytes(samples);
   plan.micro_frames = micro_frames_;
   report_.planned_bytes = plan.total();
-  if (plan.needed() > available)
+  if (plan.needed() > available) {
+    const double longest =
+        longest_that_fits(available - (plan.needed() - plan.activations - plan.scratch));
     fail(Kind::resource, Hint{"shorter utterances (data.max_seconds), or train.recompute=true"},
-         "the run needs {} MiB of {}memory, {} MiB are free", plan.needed() >> 20,
-         plan.on_device ? "device " : "", available >> 20);
+         "the run needs {} MiB of {}memory for utterances of {:.1f} s, {} MiB are free: {}",
+         plan.needed() >> 20, plan.on_device ? "device " : "",
+         static_cast<double>(
+             *std::max_element(objective_.samples().begin(), objective_.samples().end())) /
+             kSampleRate,
+         available >> 20,
+         longest > 0 ? fmt::format("enough for {:.1f} s", longest) : "not enough for any");
+  }
   return plan;
 }
 
+AdamRule Trainer::rule(int64_t u) const {
+  const auto& o = config_.optim;
+  return {.lr = static_cast<float>(o.lr * schedule_.factor(u)),
+          .beta1 = static_cast<float>(o.beta1),
+          .beta2 = static_cast<float>(o.beta2),
+          .eps = static_cast<float>(o.eps),
+          .weight_decay = static_cast<float>(o.weight_decay),
+          .decoupled = o.kind == "adamw",
+          .clip = o.clip};
+}
+
 // Forward and backward of all micro-batches, then the update itself.
-Trainer::Outcome Trainer::update(int64_t u) {
+Trainer::Issued Trainer::issue(int64_t u) {
   auto& [ctx, tape] = step();
   ctx.rng.update = static_cast<uint32_t>(u);
   activate(u);
@@ -166,42 +213,17 @@ Trainer::Outcome Trainer::update(int64_t u) {
   }
   objective_.begin_update(ctx.rng, all_);
   prefetch(u + 1);
-  Outcome outcome;
+  zero(ctx, numbers_);
   for (int64_t k = 0; k < config_.train.accumulate; ++k)
     for (const Batch& piece : pieces_[group_of(u, k)]) {
       ctx.acts.rewind(0), ctx.scratch.rewind(0);
       objective_.forward(tape, piece);
       tape.backward();
-      outcome.loss += objective_.loss(ctx);
+      objective_.add_numbers(ctx, numbers_.slice(1, 1 + Objective::kDetails));
       tape.clear();
     }
-  store_.zero_unwritten();
-  gradients_.clear();
-  for (size_t r = 0; r < store_.ranges().size(); ++r)
-    if (trains(u, r)) gradients_.push_back(store_.part(store_.grad(), store_.ranges()[r]));
-  outcome.norm = std::sqrt(grad_norm(ctx, gradients_));
-  outcome.skipped = !std::isfinite(outcome.norm) || !std::isfinite(outcome.loss);
-  if (!outcome.skipped) apply(u, outcome.norm);
-  return outcome;
-}
-
-void Trainer::apply(int64_t u, double norm) {
-  const auto& o = config_.optim;
-  AdamStep next{.lr = static_cast<float>(o.lr * schedule_.factor(u)),
-                .beta1 = static_cast<float>(o.beta1),
-                .beta2 = static_cast<float>(o.beta2),
-                .eps = static_cast<float>(o.eps),
-                .weight_decay = static_cast<float>(o.weight_decay),
-                .decoupled = o.kind == "adamw",
-                .clip_factor = static_cast<float>(std::min(1.0, o.clip / (norm + 1e-6)))};
-  for (size_t r = 0; r < store_.ranges().size(); ++r) {
-    ParamStore::Range& range = store_.ranges()[r];
-    if (!trains(u, r) || range.count() == 0) continue;
-    next.step = ++range.steps;
-    adam(step().ctx, store_.part(store_.master(), range), store_.part(store_.grad(), range),
-         store_.part(store_.moment1(), range), store_.part(store_.moment2(), range), next);
-    store_.weights_changed(range);
-  }
+  optimise(ctx, store_, rule(u), numbers_.slice(1, 1), numbers_.slice(0, 1));
+  return {u, late(ctx, numbers_)};
 }
 
 int64_t Trainer::evaluation_interval() const {
@@ -243,8 +265,9 @@ void Trainer::save(int64_t step) {
     state.set("skipped", std::to_string(report_.skipped));
     state.set("skips_in_row", std::to_string(skips_in_row_));
     state.set("micro_frames", std::to_string(micro_frames_));
+    const int64_t* steps = store_.on_host(store_.steps(), host).as<int64_t>();
     for (const ParamStore::Range& range : store_.ranges())
-      state.set("steps." + range.name, std::to_string(range.steps));
+      state.set("steps." + range.name, std::to_string(*steps++));
     const Shape flat{store_.master().count()};
     TensorWriter writer = create_safetensors(folder + "/state.safetensors", state,
                                              {{"moment1", flat}, {"moment2", flat}});
@@ -306,7 +329,8 @@ bool Trainer::resume(const std::function<void(const std::string&)>& say) {
   step_ = report_.step;
   skips_in_row_ = whole(state, "skips_in_row");
   for (ParamStore::Range& range : store_.ranges()) {
-    range.steps = whole(state, "steps." + range.name);
+    const int64_t steps = whole(state, "steps." + range.name);
+    store_.write(&steps, store_.steps(range));
     store_.weights_changed(range);
   }
   // Sums of other pieces round differently: memory that is free now must not change the result.
@@ -323,15 +347,15 @@ bool Trainer::resume(const std::function<void(const std::string&)>& say) {
   return true;
 }
 
-void Trainer::log_step(int64_t u, const Outcome& outcome) {
+void Trainer::log_step(int64_t u, const Numbers& numbers) {
   std::string fields;
-  for (const auto& [name, value] : objective_.details(step().ctx))
-    fields += fmt::format(",\"{}\":{:.6g}", name, value);
+  for (size_t i = 0; i < details_.size(); ++i)
+    fields += fmt::format(",\"{}\":{:.6g}", details_[i], numbers.details[i]);
   const auto number = [](double x) { return std::isfinite(x) ? fmt::format("{:.8g}", x) : "null"; };
   run_.metrics(fmt::format(
       "{{\"step\":{},\"loss\":{},\"norm\":{},\"lr\":{:.8g},\"phase\":\"{}{}\",\"skipped\":{}{},"
       "\"seconds\":{:.3f}}}",
-      u + 1, number(outcome.loss), number(outcome.norm), config_.optim.lr * schedule_.factor(u),
+      u + 1, number(numbers.loss), number(numbers.norm), config_.optim.lr * schedule_.factor(u),
       u < head_steps() ? "head-only " : "", schedule_.phase(u), report_.skipped, fields, seconds_));
 }
 
@@ -342,45 +366,61 @@ std::string Trainer::names(int64_t u) const {
   return names;
 }
 
-void Trainer::log_skip(int64_t u, const Outcome& outcome) {
+void Trainer::log_skip(int64_t u, const Numbers& numbers) {
   run_.log(fmt::format("update {}: loss {} and gradient norm {}: skipped; batch {}", u,
-                       outcome.loss, outcome.norm, names(u)));
+                       numbers.loss, numbers.norm, names(u)));
 }
 
-void Trainer::show(int64_t u, const Outcome& outcome, const OnProgress& progress) {
+void Trainer::show(int64_t u, const Numbers& numbers, const OnProgress& progress) {
   fields_.clear();
   fmt::format_to(std::back_inserter(fields_), "loss {:.4g} | norm {:.3g} | lr {:.2e} {}{}",
-                 outcome.loss, outcome.norm, config_.optim.lr * schedule_.factor(u),
+                 numbers.loss, numbers.norm, config_.optim.lr * schedule_.factor(u),
                  u < head_steps() ? "head-only " : "", schedule_.phase(u));
-  progress(u + 1, outcome.loss, fields_);
+  progress(u + 1, numbers.loss, fields_);
+}
+
+void Trainer::result(int64_t u, const Numbers& numbers, const OnProgress& progress) {
+  const double time = now();
+  seconds_ += time - std::exchange(since_, time);
+  const bool skipped = numbers.skipped();
+  step_ = u + 1;
+  skips_in_row_ = skipped ? skips_in_row_ + 1 : 0;
+  report_.skipped += skipped;
+  show(u, numbers, progress);
+  if (skipped) log_skip(u, numbers);
+  if (step_ % config_.log.every == 0 || step_ == config_.train.steps || skipped)
+    log_step(u, numbers);
+  if (skips_in_row_ > config_.train.max_skips)
+    fail(Kind::diverged, Hint{"lower optim.lr, or look at log.txt for the batches"},
+         "{}: {} updates in a row had no finite gradient", run_.path(), skips_in_row_);
+}
+
+// Reads the numbers of the updates issued, but for the last so many.
+void Trainer::results(size_t but_last, const OnProgress& progress) {
+  for (; issued_.size() > but_last; issued_.erase(issued_.begin()))
+    result(issued_.front().update, issued_.front().numbers.get<Numbers>(), progress);
 }
 
 TrainerReport Trainer::run(const OnProgress& progress) {
   const int64_t N = config_.train.steps, E = evaluation_interval();
+  const size_t under_way = store_.gpu() ? 1 : 0;
   double saved_at = now();
   if (step_ < N) prefetch(step_);
+  since_ = now();
   for (int64_t u = step_; u < N; ++u) {
-    const double begin = now();
-    const Outcome outcome = update(u);
-    seconds_ += now() - begin;
-    step_ = u + 1;
-    skips_in_row_ = outcome.skipped ? skips_in_row_ + 1 : 0;
-    report_.skipped += outcome.skipped;
-    show(u, outcome, progress);
-    if (outcome.skipped) log_skip(u, outcome);
-    if (step_ % config_.log.every == 0 || step_ == N || outcome.skipped) log_step(u, outcome);
-    if (skips_in_row_ > config_.train.max_skips)
-      fail(Kind::diverged, Hint{"lower optim.lr, or look at log.txt for the batches"},
-           "{}: {} updates in a row had no finite gradient", run_.path(), skips_in_row_);
-    if (step_ % E == 0 || step_ == N) {
+    issued_.push_back(issue(u));
+    const bool stop = stop_signals, evaluates = (u + 1) % E == 0 || u + 1 == N;
+    const bool saves = evaluates || stop || now() - saved_at > 60 * config_.ckpt.minutes;
+    results(saves ? 0 : under_way, progress);
+    if (!saves) continue;
+    if (evaluates) {
       evaluate(step_);
-      saved_at = now();
-    } else if (stop_signals || now() - saved_at > 60 * config_.ckpt.minutes) {
+    } else {
       save(step_);
       run_.prune(config_.ckpt.keep);
-      saved_at = now();
     }
-    if (stop_signals && step_ < N)
+    saved_at = since_ = now();
+    if (stop && step_ < N)
       fail(Kind::stopped, Hint{fmt::format("go on with --resume -o {}", run_.path())},
            "{}: stopped by a signal after update {}; state is saved", run_.path(), step_);
   }

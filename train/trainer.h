@@ -3,16 +3,22 @@
 //
 // Update u (0-based; docs/contract.md section 7): the ranges that train, forward and backward of
 // its micro-batches, one gradient norm over all that trains, Adam with the clip factor, schedule. A
-// norm that is not finite skips the update; the schedule goes on.
+// loss or norm that is not finite skips the update; the schedule goes on.
+//
+// A device is never waited for inside of an update: its numbers are read when the next update has
+// been issued (results), and before anything is evaluated or saved.
 #pragma once
 
+#include <cmath>
 #include <functional>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include <memory>
 #include "autograd/tape.h"
+#include "engine/cuda/runtime.h"
+#include "engine/ops/adam.h"
 #include "engine/step_memory.h"
 #include "models/checkpoint.h"
 #include "train/batch_plan.h"
@@ -42,10 +48,12 @@ class Objective {
   virtual void begin_update(const Rng& rng, const Batch& all) = 0;
   // Forward of one micro-batch: records it and marks its losses.
   virtual void forward(Tape& t, const Batch& batch) = 0;
-  // Of the last forward: sum of weights times losses.
-  virtual double loss(const Context& ctx) = 0;
-  // Further fields of a log line, such as ("blank", 0.71).
-  virtual std::vector<std::pair<std::string, double>> details(const Context&) { return {}; }
+  // Names of further numbers in a line of metrics, such as "accuracy"; at most kDetails.
+  static constexpr int64_t kDetails = 6;
+  virtual std::vector<std::string> details() const { return {}; }
+  // Of the last forward, when its backward is done: adds the sum of weights times losses to
+  // numbers[0], and the details behind it. numbers: f64 in memory of the context.
+  virtual void add_numbers(Context& ctx, Tensor numbers) = 0;
   // Names of these utterances, for the log.
   virtual std::string names(const Batch& batch) const = 0;
   // On the dev split; writes what it decoded into `folder`.
@@ -93,8 +101,8 @@ class Trainer {
     // Of what `available` counts: on a device, what lies there; else all but what is there already.
     int64_t needed() const { return parameters + activations + scratch + (on_device ? 0 : data); }
   };
-  // Cuts batches until they fit `available` bytes; Kind::resource if they still do not. Touches
-  // nothing of the run.
+  // Cuts batches until they fit `available` bytes; Kind::resource, with the length of utterances
+  // that would fit, if they still do not. Touches nothing of the run.
   MemoryPlan plan_memory(int64_t available);
 
   // Takes up the newest checkpoint; false: there is none.
@@ -104,9 +112,16 @@ class Trainer {
   TrainerReport run(const OnProgress& progress);
 
  private:
-  struct Outcome {
-    double loss = 0, norm = 0;
-    bool skipped = false;
+  // Of an update, as a device writes them.
+  struct Numbers {
+    double norm = 0, loss = 0;
+    double details[Objective::kDetails] = {};
+
+    bool skipped() const { return !std::isfinite(norm) || !std::isfinite(loss); }
+  };
+  struct Issued {
+    int64_t update;
+    cuda::Late numbers;
   };
   struct Step {
     Context ctx;
@@ -118,6 +133,8 @@ class Trainer {
   size_t group_of(int64_t u, int64_t k) const;
   void cut(int64_t micro_frames);
   void measure(MemoryPlan& plan);
+  void dry_step(Step& dry, const Batch& all, const Batch& piece);
+  double longest_that_fits(int64_t bytes);
   void prefetch(int64_t u);
   std::string names(int64_t u) const;
   int64_t head_steps() const {
@@ -125,13 +142,15 @@ class Trainer {
   }
   bool trains(int64_t u, size_t range) const { return range == 0 || u >= head_steps(); }
   void activate(int64_t u);
-  Outcome update(int64_t u);
-  void apply(int64_t u, double norm);
+  AdamRule rule(int64_t u) const;
+  Issued issue(int64_t u);
+  void results(size_t but_last, const OnProgress& progress);
+  void result(int64_t u, const Numbers& numbers, const OnProgress& progress);
   void evaluate(int64_t step);
   void save(int64_t step);
-  void log_step(int64_t u, const Outcome& outcome);
-  void log_skip(int64_t u, const Outcome& outcome);
-  void show(int64_t u, const Outcome& outcome, const OnProgress& progress);
+  void log_step(int64_t u, const Numbers& numbers);
+  void log_skip(int64_t u, const Numbers& numbers);
+  void show(int64_t u, const Numbers& numbers, const OnProgress& progress);
   int64_t evaluation_interval() const;
 
   const RunConfig& config_;
@@ -144,17 +163,21 @@ class Trainer {
   std::vector<Batch> batches_;
   Schedule schedule_;
   StepMemory memory_;
+  Arena small_;
+  Tensor numbers_;  // a Numbers
+  std::vector<std::string> details_;
   std::unique_ptr<Step> real_;   // where updates are computed; made for the first one
   std::vector<int64_t> frames_;  // of every training utterance
   int64_t micro_frames_ = 0;
   std::vector<std::vector<Batch>> pieces_;  // micro-batches of every group
   Batch all_;                               // utterances of the update
-  std::vector<Tensor> gradients_;           // of the ranges that train
   std::string fields_;                      // of the progress line
-  int64_t step_ = 0;                        // updates done
+  std::vector<Issued> issued_;              // updates whose numbers have not been read
+  int64_t step_ = 0;                        // updates done, their numbers read
   int64_t skips_in_row_ = 0;
   TrainerReport report_;
-  double seconds_ = 0;
+  double seconds_ = 0;  // in updates
+  double since_ = 0;    // when the last stretch of them began
 };
 
 // Asks running trainers to stop after the current update: SIGTERM, SIGINT, SIGUSR1 call it.

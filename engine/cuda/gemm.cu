@@ -1,11 +1,13 @@
 // gemm.cu: products of activations and weights, through Runtime::gemm, and the bf16 copies of
 // weights that they read.
 //
-// Layout   weight [n] f32 -> copy [n] bf16
+// Layout   weights [n] f32 -> copy [n] bf16
 // Work     8 elements a thread
-// Cost     6n bytes: memory-bound; once per weight and update
-// Numbers  rounded to nearest, ties to even
+// Cost     6n bytes: memory-bound; once per weight that does not train: Adam writes the copy of
+// others Numbers  rounded to nearest, ties to even
 #include "engine/cuda/gemm.h"
+
+#include <algorithm>
 
 #include "engine/cuda/row.cuh"
 #include "engine/cuda/runtime.h"
@@ -23,17 +25,26 @@ __global__ void to_bf16_kernel(const float* from, bf16* to, int count, bool alig
   store_row(to, c, count, whole, load_row(from, c, count, whole));
 }
 
+constexpr uint32_t kCopy = fnv1a("bf16");
+
 }  // namespace
 
 Tensor weight_as(Context& ctx, Tensor weight, Dtype dtype) {
   if (!weight || dtype == weight.dtype) return weight;
-  const int64_t count = weight.count();
-  bf16* copy = derived<bf16>(ctx, weight.data, fnv1a("bf16"), count, [&](bf16* to) {
-    const bool aligned = reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
+  const auto [first, bytes] = ctx.prepared.added_with(weight.data);
+  const auto* from = static_cast<const float*>(first);
+  const int64_t count = std::max(bytes / static_cast<int64_t>(sizeof(float)), weight.count());
+  bf16* copy = derived<bf16>(ctx, from, kCopy, count, [&](bf16* to) {
+    const bool aligned = reinterpret_cast<uintptr_t>(from) % 16 == 0;
     launch(to_bf16_kernel, dim3(ceil_div(count, 8 * kThreads)), dim3(kThreads), 0,
-           ctx.gpu->stream(), static_cast<const float*>(weight.data), to, count, aligned);
+           ctx.gpu->stream(), from, to, count, aligned);
   });
-  return Tensor(copy, weight.shape, Dtype::bf16, Device::cuda);
+  return Tensor(copy + (static_cast<const float*>(weight.data) - from), weight.shape, Dtype::bf16,
+                Device::cuda);
+}
+
+Prepared::Form* bf16_copy(Prepared& prepared, const void* first) {
+  return prepared.find(first, kCopy);
 }
 
 void matmul(Context& ctx, Tensor x, Tensor weight, Tensor y, const MatmulEnd& end) {

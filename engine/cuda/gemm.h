@@ -1,7 +1,9 @@
 // Matrix products of the CUDA ops: what engine/cpu/gemm.h is on the host, through Runtime::gemm.
 //
 // Activations are f32 or bf16, sums f32. Weights are f32 parameters; a product in bf16 reads a bf16
-// copy of them, made once per version of the weight (derived). Gradients of weights are f32.
+// copy of them, made once per version of the weight (derived). Parameters that were added together,
+// as those of a range that trains, have one copy, which Adam keeps current. Gradients of weights
+// are f32.
 #pragma once
 
 #include "engine/context.h"
@@ -12,6 +14,9 @@ namespace sft::cuda {
 // Anything but a parameter is copied into scratch at every call, so a ScratchScope stands in front.
 // Works in dry steps.
 Tensor weight_as(Context& ctx, Tensor weight, Dtype dtype);
+// The form of parameters that were added together, beginning with the first of them; null: nothing
+// has asked for it.
+[[gnu::weak]] Prepared::Form* bf16_copy(Prepared& prepared, const void* first);
 
 struct MatmulEnd {
   Tensor bias = {};      // [N]

@@ -3,7 +3,7 @@
 #include <hwy/foreach_target.h>  // compiles this file once per instruction set
 
 #include "engine/cpu/simd-inl.h"
-#include "engine/ops/adam.h"
+#include "engine/ops/adam_scalars.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sft::HWY_NAMESPACE {
@@ -37,34 +37,26 @@ HWY_EXPORT(adam_range);
 
 constexpr int64_t kGrain = 1 << 16;
 
-AdamScalars scalars(const AdamStep& s) {
-  const auto step = static_cast<double>(s.step);
-  const double bias1 = 1 - std::pow(double{s.beta1}, step);
-  const double bias2 = 1 - std::pow(double{s.beta2}, step);
-  return {.clip = s.clip_factor,
-          .decay = s.decoupled ? 0 : s.weight_decay,
-          .shrink = s.decoupled ? static_cast<float>(1 - double{s.lr} * s.weight_decay) : 1,
-          .beta1 = s.beta1,
-          .one_minus_beta1 = static_cast<float>(1 - double{s.beta1}),
-          .beta2 = s.beta2,
-          .one_minus_beta2 = static_cast<float>(1 - double{s.beta2}),
-          .rate = static_cast<float>(s.lr / bias1),
-          .root_scale = static_cast<float>(1 / std::sqrt(bias2)),
-          .eps = s.eps};
-}
-
 }  // namespace
 
-void adam(Context& ctx, Tensor p, Tensor g, Tensor m, Tensor v, const AdamStep& step) {
+void adam(Context& ctx, const AdamRange& range, const AdamRule& rule, Tensor norm, Tensor loss) {
+  const auto& [p, g, m, v, steps, copy] = range;
   CHECK(g.shape == p.shape && m.shape == p.shape && v.shape == p.shape,
         "adam: p is {}, g {}, m {}, v {}", p.shape, g.shape, m.shape, v.shape);
   CHECK(p.dense() && g.dense() && m.dense() && v.dense(), "adam: buffers must be dense");
-  CHECK(step.step >= 1, "adam: step is {}, the first one is 1", step.step);
+  CHECK(!copy || (copy.shape == p.shape && copy.dtype == Dtype::bf16 && copy.dense() &&
+                  ctx.device == Device::cuda),
+        "adam: copy is {} {}, p {}", copy.dtype, copy.shape, p.shape);
+  CHECK(steps.count() == 1 && norm.count() == 1 && loss.count() == 1,
+        "adam: steps is {}, norm {}, loss {}", steps.shape, norm.shape, loss.shape);
   const int64_t n = p.count();
-  ProfileScope profile(ctx.profile, "adam", 14.0 * n, 28.0 * n);
-  const AdamScalars s = scalars(step);
-  if (ctx.device == Device::cuda) return cuda::adam(ctx, p, g, m, v, s);
+  ProfileScope profile(ctx.dry ? nullptr : ctx.profile, "adam", 14.0 * n, (copy ? 30.0 : 28.0) * n);
+  if (ctx.device == Device::cuda) return cuda::adam(ctx, range, rule, norm, loss);
   if (ctx.dry) return;
+  int64_t& done = *steps.as<int64_t>();
+  const AdamScalars s = adam_scalars(rule, *norm.as<double>(), *loss.as<double>(), done + 1);
+  if (!s.applied) return;
+  ++done;
   float *const weights = p.f32(), *const grads = g.f32(), *const m1 = m.f32(), *const m2 = v.f32();
   cpu::parallel_for(n, kGrain, [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(adam_range)

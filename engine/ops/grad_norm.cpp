@@ -29,6 +29,8 @@ double square_sum(const float* x, int64_t count) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include <cmath>
+
 #include "engine/cpu/parallel.h"
 
 namespace sft {
@@ -40,19 +42,21 @@ constexpr int64_t kChunk = 1 << 15;  // elements of one partial sum
 
 }  // namespace
 
-double grad_norm(Context& ctx, std::span<const Tensor> ranges) {
+void grad_norm(Context& ctx, std::span<const Tensor> ranges, Tensor norm) {
+  CHECK(norm.count() == 1, "grad_norm: norm is {}", norm.shape);
   int64_t most = 0, elements = 0;
   for (const Tensor& range : ranges) {
     CHECK(range.dense(), "grad_norm: a range must be dense, got {}", range.shape);
     most = std::max(most, (range.count() + kChunk - 1) / kChunk);
     elements += range.count();
   }
-  ProfileScope profile(ctx.profile, "grad_norm", 2.0 * elements, 4.0 * elements);
-  if (ctx.device == Device::cuda) return cuda::grad_norm(ctx, ranges);
+  ProfileScope profile(ctx.dry ? nullptr : ctx.profile, "grad_norm", 2.0 * elements,
+                       4.0 * elements);
+  if (ctx.device == Device::cuda) return cuda::grad_norm(ctx, ranges, norm);
   ScratchScope scratch(ctx.scratch);
   auto* partial =
       static_cast<double*>(ctx.scratch.take(most * static_cast<int64_t>(sizeof(double))));
-  if (ctx.dry) return 0;
+  if (ctx.dry) return;
   double total = 0;
   for (const Tensor& range : ranges) {
     const float* x = range.f32();
@@ -61,7 +65,7 @@ double grad_norm(Context& ctx, std::span<const Tensor> ranges) {
     });
     for (int64_t i = 0; i < (range.count() + kChunk - 1) / kChunk; ++i) total += partial[i];
   }
-  return total;
+  *norm.as<double>() = std::sqrt(total);
 }
 
 }  // namespace sft

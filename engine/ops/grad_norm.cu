@@ -1,6 +1,6 @@
-// grad_norm.cu: sum of squares of ranges of gradients.
+// grad_norm.cu: the norm of ranges of gradients.
 //
-// Layout   ranges [n] f32, any n, any start; partial sums and the total f64
+// Layout   ranges [n] f32, any n, any start; partial sums and the norm f64
 // Work     a block sums kChunk elements, 16-byte loads where a range is aligned to 16 bytes; then
 //          one block adds up the partial sums of all ranges
 // Cost     4 bytes, one multiply-add in f64 an element: memory-bound where f64 runs at half of f32
@@ -37,22 +37,22 @@ __global__ void square_sum_kernel(const float* x, int64_t n, bool aligned, doubl
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-__global__ void add_partials_kernel(const double* partial, int64_t count, double* total) {
+__global__ void add_partials_kernel(const double* partial, int64_t count, double* norm) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += partial[i];
   sum = block_sum(sum, shared_memory<SumShared>().warps);
-  if (threadIdx.x == 0) *total = sum;
+  if (threadIdx.x == 0) *norm = sqrt(sum);
 }
 
 }  // namespace
 
-double grad_norm(Context& ctx, std::span<const Tensor> ranges) {
+void grad_norm(Context& ctx, std::span<const Tensor> ranges, Tensor norm) {
   int64_t count = 0;
   for (const Tensor& range : ranges) count += ceil_div(range.count(), kChunk);
   ScratchScope scratch(ctx.scratch);
-  double* total = ctx.temporary({1 + count}, Dtype::f64).as<double>();
-  if (ctx.dry) return 0;
-  double* partial = total + 1;
+  double* const partials = ctx.temporary({count}, Dtype::f64).as<double>();
+  if (ctx.dry) return;
+  double* partial = partials;
   for (const Tensor& range : ranges) {
     const int64_t blocks = ceil_div(range.count(), kChunk);
     const bool aligned = reinterpret_cast<uintptr_t>(range.data) % 16 == 0;
@@ -61,10 +61,7 @@ double grad_norm(Context& ctx, std::span<const Tensor> ranges) {
     partial += blocks;
   }
   launch(add_partials_kernel, dim3(1), dim3(kThreads), sizeof(SumShared), ctx.gpu->stream(),
-         total + 1, count, total);
-  double sum = 0;
-  ctx.gpu->download(&sum, total, sizeof(sum));
-  return sum;
+         partials, count, norm.as<double>());
 }
 
 }  // namespace sft::cuda

@@ -1,4 +1,6 @@
-// Sum of squares over ranges of a flat gradient buffer: the square of the norm that clipping uses.
+// The norm of the gradients that an update has: what clipping compares with its limit.
+//
+//   norm = sqrt(sum_i g_i^2)
 #pragma once
 
 #include <span>
@@ -7,13 +9,13 @@
 
 namespace sft {
 
-// ranges: dense f32. The sum is in double, in an order that depends on the sizes alone. Finite iff
-// every gradient is: the caller's test for skipping an update. Reads 4 bytes per element.
-// On a GPU the one op that hands a number to the host, 8 bytes: it waits for the stream.
-double grad_norm(Context& ctx, std::span<const Tensor> ranges);
+// ranges: dense f32, of a flat gradient buffer; norm [1] f64: in memory of the context, read by
+// adam. The sum is in double, in an order that depends on the sizes alone. Finite iff every
+// gradient is: otherwise the update is skipped. Reads 4 bytes per element.
+void grad_norm(Context& ctx, std::span<const Tensor> ranges, Tensor norm);
 
 namespace cuda {  // grad_norm.cu
-[[gnu::weak]] double grad_norm(Context& ctx, std::span<const Tensor> ranges);
+[[gnu::weak]] void grad_norm(Context& ctx, std::span<const Tensor> ranges, Tensor norm);
 }  // namespace cuda
 
 }  // namespace sft

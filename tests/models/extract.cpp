@@ -8,6 +8,7 @@
 #include "models/initialise.h"
 #include "tests/doctest.h"
 #include "tests/golden.h"
+#include "tests/op_spec.h"
 #include "tests/temporary_folder.h"
 
 namespace sft {
@@ -72,6 +73,24 @@ TEST_CASE("extract: a file of narrow types is computed as its wide values, in le
       }
     // Neither panels of the matrices nor wide copies of them.
     EXPECT(stored.bytes(lengths) < floats.bytes(lengths) - parameter_count(tensors) * 2);
+  }
+}
+
+TEST_CASE("extract: the longest file that the memory is enough for") {
+  const ModelFile model = open_model(test::golden("models/hubert-group"));
+  for (const Where where : everywhere()) {
+    cuda::Runtime* gpu = where.device == Device::cuda ? &shared_gpu() : nullptr;
+    Extractor extractor(model, {0, 2}, {.gpu = gpu, .compute = where.compute});
+    const auto bytes = [&](int64_t samples) {
+      const auto length = static_cast<int32_t>(samples);
+      return extractor.bytes({&length, 1});
+    };
+    const int64_t available = bytes(16000), longest = extractor.longest(48000, available);
+    EXPECT(longest >= 16000);
+    EXPECT(bytes(longest) <= available);
+    EXPECT(bytes(longest + 1600) > available);
+    EXPECT(extractor.longest(48000, int64_t{1} << 40) == 48000);
+    EXPECT(extractor.longest(48000, 1000) == 0);
   }
 }
 

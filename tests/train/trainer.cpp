@@ -8,10 +8,8 @@
 #include <sstream>
 
 #include "models/checkpoint.h"
-#include "models/initialise.h"
 #include "tests/allocations.h"
-#include "tests/train/tiny_speech.h"
-#include "train/tasks/finetune.h"
+#include "tests/train/tiny_trainer.h"
 
 using namespace sft;
 namespace fs = std::filesystem;
@@ -129,24 +127,8 @@ TEST_CASE("trainer: batches cut into pieces to fit the memory give the same upda
     const TrainJob job =
         speech.job(name, with_no_noise({"batch.utterances=4", "train.steps=2", "train.head_only=0",
                                         "sched.warmup=0", "optim.eps=1e-3"}));
-    const Units units = Units::named("chars");
-    const ModelFile base = open_model(speech.model);
-    Config config = base.config;
-    config.task = {.kind = "ctc", .head = "linear", .units = units.symbols()};
-    FineTuneModel model{Encoder(config), {TaskHead(config.task, config.width)}};
-    TensorMap tensors = base.tensors;
-    initialise_missing(tensors, tensor_specs(model.task), 0);
-    ParamStore store;
-    store.bind(param_requests(model), tensors, "tiny",
-               [&](std::string_view n) { return finetune_range(n, job.config.train.freeze); },
-               {"head", "encoder"});
-    const Manifest all = read_manifest(speech.manifest);
-    Split train{all.select("train"), {}}, dev{all.select("dev"), {}};
-    train.check = check_data(train.manifest, {.units = units});
-    dev.check = check_data(dev.manifest, {.units = units});
-    const auto objective = ctc_objective(job.config, model, units, train, dev, 1, 0);
-    RunDir folder = RunDir::create(job.run, to_toml(job.config), "{}");
-    Trainer trainer(job.config, config, store, {}, *objective, folder);
+    test::TinyTrainer tiny(speech, job);
+    Trainer& trainer = tiny.open();
     const Trainer::MemoryPlan whole = trainer.plan_memory(int64_t{1} << 40);
     EXPECT(whole.micro_frames == 0);
     EXPECT(test::error_of([&] { trainer.plan_memory(1000); }).kind == Kind::resource);

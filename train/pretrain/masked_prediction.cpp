@@ -5,6 +5,8 @@
 #include <algorithm>
 
 #include "engine/io/file.h"
+#include "engine/ops/add_losses.h"
+#include "engine/ops/right_rows.h"
 #include "engine/transfer.h"
 #include "train/front_end.h"
 #include "train/span_mask.h"
@@ -139,20 +141,17 @@ class MaskedObjective : public Objective {
     front_end.give_back(batch);
   }
 
-  double loss(const Context& ctx) override {
-    if (ctx.dry) return 0;
-    ScratchScope host(host_);
-    return sum_of_losses(batch_.weights, on_host(ctx, losses_.cross_entropy, host_)) +
-           sum_of_losses(batch_.penalty_weights, on_host(ctx, losses_.penalty, host_));
-  }
+  std::vector<std::string> details() const override { return {"accuracy", "penalty"}; }
 
-  std::vector<std::pair<std::string, double>> details(const Context& ctx) override {
-    ScratchScope host(host_);
-    const auto masked = static_cast<double>(std::max<size_t>(batch_.masked.size(), 1));
-    const Tensor logits = on_host(ctx, losses_.logits, host_);
-    return {
-        {"accuracy", static_cast<double>(count_correct(logits, batch_.labels)) / masked},
-        {"penalty", sum_of_losses(batch_.penalty_weights, on_host(ctx, losses_.penalty, host_))}};
+  void add_numbers(Context& ctx, Tensor numbers) override {
+    const auto add = [&](Tensor losses, std::span<const float> weights, int64_t number) {
+      add_losses(ctx, losses, weights, numbers.slice(number, 1));
+    };
+    ScratchScope acts(ctx.acts);
+    add(losses_.cross_entropy, batch_.weights, 0);
+    add(losses_.penalty, batch_.penalty_weights, 0);
+    add(right_rows(ctx, losses_.logits, batch_.labels), batch_.weights, 1);
+    add(losses_.penalty, batch_.penalty_weights, 2);
   }
 
   std::string names(const Batch& batch) const override {

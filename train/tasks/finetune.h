@@ -41,7 +41,7 @@ class FineTuneObjective : public Objective {
     for_each_dev_batch(ctx, [](const Batch&, Tensor, Segments) {});
   }
   int64_t held_bytes(int64_t batch_samples) const override;
-  double loss(const Context& ctx) override;
+  void add_numbers(Context& ctx, Tensor numbers) override;
   std::string names(const Batch& batch) const override;
 
  protected:
