@@ -14,8 +14,8 @@ void Profile::wait() const {
   if (gpu_) gpu_->synchronize();
 }
 
-ProfileScope::~ProfileScope() {
-  if (!profile_) return;
+ProfileScope::~ProfileScope() noexcept(false) {
+  if (!profile_ || std::uncaught_exceptions() > exceptions_) return;
   profile_->wait();
   Profile::Row& row = profile_->row(name_);
   ++row.calls;

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <string_view>
 #include <vector>
 
@@ -14,7 +15,7 @@ namespace sft {
 
 class Profile {
  public:
-  // gpu: an op's time runs from one synchronisation of it to the next.
+  // gpu: an op's time runs from one synchronisation of it to the next; so not inside its steps.
   explicit Profile(cuda::Runtime* gpu = nullptr) : gpu_(gpu) {}
 
   struct Row {
@@ -41,7 +42,7 @@ class ProfileScope {
     profile_->wait();
     start_ = std::chrono::steady_clock::now();
   }
-  ~ProfileScope();
+  ~ProfileScope() noexcept(false);  // the device it waits for may be lost
   ProfileScope(const ProfileScope&) = delete;
   ProfileScope& operator=(const ProfileScope&) = delete;
 
@@ -49,6 +50,7 @@ class ProfileScope {
   Profile* profile_;
   std::string_view name_;
   double flops_, bytes_;
+  int exceptions_ = std::uncaught_exceptions();
   std::chrono::steady_clock::time_point start_;
 };
 

@@ -31,6 +31,10 @@ void read(const Context& ctx, Tensor from, void* to) {
     std::memcpy(to, from.data, from.bytes());
 }
 
+void flush(const Context& ctx) {
+  if (ctx.gpu && !ctx.dry) ctx.gpu->flush();
+}
+
 void copy(const Context& ctx, Tensor from, Tensor to) {
   CHECK(from.bytes() == to.bytes(), "copy: {} to {}", from.shape, to.shape);
   if (ctx.dry) return;

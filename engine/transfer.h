@@ -11,6 +11,8 @@ void zero(const Context& ctx, Tensor to);
 // All bytes of the tensor, as they are.
 void write(const Context& ctx, const void* from, Tensor to);
 void read(const Context& ctx, Tensor from, void* to);
+// Before a read inside a step of a device: what was asked for so far is done.
+void flush(const Context& ctx);
 void copy(const Context& ctx, Tensor from, Tensor to);  // both of the context
 // The few bytes of a tensor as they are now, for the host to read when it needs them.
 cuda::Late late(const Context& ctx, Tensor from);

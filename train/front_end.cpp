@@ -77,6 +77,7 @@ void FrontEnd::copy_frames(Context& ctx, uint32_t row, Tensor to) {
   }
   compute_alone(ctx, row, to);
   if (!cached.frames || ctx.dry) return;
+  flush(ctx);
   read(ctx, to, cached.frames);
   cached.filled = true;
 }

@@ -131,6 +131,7 @@ TrainerReport train(const TrainJob& job, const std::string& base_id, const Confi
                         found ? "" : ", from the beginning: it has no checkpoint yet"));
   }
   const TrainerReport report = trainer.run(job.progress);
+  if (store.gpu()) job.say("graphs: " + store.gpu()->step_counts().text());
   if (report.peak_bytes)
     job.say(fmt::format("memory: at most {:.0f} MiB of the {:.0f} planned", mib(report.peak_bytes),
                         mib(report.planned_bytes)));

@@ -12,12 +12,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
+#include "engine/cuda/kernel_call.h"
+
 #if defined(SFT_CUDA_NATIVE)
 #include <cuda_runtime.h>
-#include <cstdlib>
 #elif defined(SFT_CUDA_EMULATED)
 #include "engine/cuda/emulator/emulator.h"
 #else
@@ -28,8 +30,6 @@ namespace sft::cuda {
 
 // ---- launching
 
-using StreamHandle = void*;  // native: cudaStream_t
-
 // A stream, and the line that launches on it (for messages).
 struct LaunchOn {
   StreamHandle stream;
@@ -39,18 +39,11 @@ struct LaunchOn {
       : stream(stream), file(file), line(line) {}
 };
 
-// Throws sft::Error, kind resource.
-[[noreturn]] void launch_failed(const char* what, const char* file, int line);
-
-#if defined(SFT_CUDA_NATIVE)
-inline void launch_check(cudaError_t error, const LaunchOn& on) {
-  if (error != cudaSuccess) launch_failed(cudaGetErrorString(error), on.file, on.line);
-}
-
-// SFT_SYNC=1: waits after each kernel, so that an error names the right one.
-inline bool launch_synchronously() {
-  static const bool sync = std::getenv("SFT_SYNC") && std::getenv("SFT_SYNC")[0] == '1';
-  return sync;
+#if defined(SFT_CUDA_EMULATED)
+template <class... Params, size_t... I>
+void call_kernel(const void* function, void* const* args, std::index_sequence<I...>) {
+  const auto kernel = reinterpret_cast<void (*)(Params...)>(const_cast<void*>(function));
+  kernel(*static_cast<Params*>(args[I])...);
 }
 #endif
 
@@ -59,27 +52,33 @@ template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, LaunchOn on,
             Args&&... args) {
   static_assert(sizeof...(Params) == sizeof...(Args), "launch: wrong number of arguments");
+  static_assert(sizeof...(Params) <= kMaxParams);
+  // A step keeps their bytes, 16-aligned, until the kernel runs.
+  static_assert((std::is_trivially_copyable_v<Params> && ...));
+  static_assert(((alignof(Params) <= 16) && ...));
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-#if defined(SFT_CUDA_NATIVE)
-  const auto stream = static_cast<cudaStream_t>(on.stream);
-  if (shared_bytes > 48 << 10)
-    launch_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(shared_bytes)),
-                 on);
-  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Params>(std::forward<Args>(args))...);
-  launch_check(cudaGetLastError(), on);
-  if (launch_synchronously()) launch_check(cudaStreamSynchronize(stream), on);
-#else
-  using Call = std::pair<void (*)(Params...), std::tuple<Params...>>;
-  const Call call{kernel, std::tuple<Params...>(static_cast<Params>(std::forward<Args>(args))...)};
-  emulator::run(
-      {grid, block, shared_bytes, reinterpret_cast<const void*>(kernel), on.file, on.line},
-      [](const void* p) {
-        const Call& call = *static_cast<const Call*>(p);
-        std::apply(call.first, call.second);
-      },
-      &call);
+  static constexpr uint32_t sizes[] = {sizeof(Params)..., 0};
+  KernelCall call{.function = reinterpret_cast<const void*>(kernel),
+                  .grid = {grid.x, grid.y, grid.z},
+                  .block = {block.x, block.y, block.z},
+                  .shared_bytes = static_cast<uint32_t>(shared_bytes),
+                  .file = on.file,
+                  .line = on.line,
+                  .params = sizeof...(Params),
+                  .sizes = sizes};
+#if defined(SFT_CUDA_EMULATED)
+  call.invoke = [](const void* function, void* const* p) {
+    call_kernel<Params...>(function, p, std::index_sequence_for<Params...>{});
+  };
 #endif
+  std::tuple<Params...> params(static_cast<Params>(std::forward<Args>(args))...);
+  std::apply(
+      [&](Params&... param) {
+        void* const addresses[] = {&param..., nullptr};
+        call.args = addresses;
+        launch_kernel(on.stream, call);
+      },
+      params);
 }
 
 // ---- shared memory: one struct per kernel, launched with sizeof(Shared) bytes

@@ -8,13 +8,14 @@
 
 namespace sft::cuda {
 
-// The list in device memory, in scratch: for the op that asks, inside its ScratchScope.
+// The list in device memory, for the op that asks, inside its ScratchScope: in scratch, or among
+// the lists of the step.
 template <class T>
 const T* on_device(Context& ctx, std::span<const T> list) {
   const auto bytes = static_cast<int64_t>(list.size_bytes());
-  T* to = static_cast<T*>(ctx.scratch.take(bytes));
-  if (!ctx.dry && bytes) ctx.gpu->upload(to, list.data(), bytes);
-  return to;
+  void* to = ctx.scratch.take(bytes);
+  if (ctx.dry || !bytes) return static_cast<const T*>(to);
+  return static_cast<const T*>(ctx.gpu->list(to, list.data(), bytes));
 }
 
 }  // namespace sft::cuda

@@ -1,26 +1,71 @@
-// The native Runtime: cudart (linked statically), and cuBLASLt for products.
+// The native Driver: cudart (linked statically), and cuBLASLt for products.
 #include <cuda_runtime.h>
 
-#include <algorithm>
-#include <cstring>
+#include <array>
 #include <optional>
+#include <unordered_map>
+#include <vector>
 
 #include "engine/cuda/cublaslt.h"
-#include "engine/cuda/runtime.h"
+#include "engine/cuda/driver.h"
 
-#define CUDA_CHECK(call)                                                      \
-  do {                                                                        \
-    if (const cudaError_t error = (call); error != cudaSuccess)               \
-      fail(Kind::resource, "cuda: {}: {}", #call, cudaGetErrorString(error)); \
+#define CUDA_CHECK(call)                                                              \
+  do {                                                                                \
+    if (const cudaError_t error = (call); error != cudaSuccess) failed(error, #call); \
   } while (false)
 
 namespace sft::cuda {
 namespace {
 
 constexpr int64_t kWorkspace = 32 << 20;  // of a product; what cuBLASLt advises for sm_90
-constexpr int64_t kStaging = 16 << 20;    // pinned; what is uploaded goes through it
 
-class Native final : public Runtime {
+// A kernel that goes wrong takes everything on the device with it, and is noticed by a later call.
+[[noreturn]] void failed(cudaError_t error, std::string_view where) {
+  cudaGetLastError();
+  if (cudaFree(nullptr) != cudaSuccess) device_lost(where, cudaGetErrorString(error));
+  fail(Kind::resource, "cuda: {}: {}", where, cudaGetErrorString(error));
+}
+
+dim3 extent(const Extent& e) { return {e.x, e.y, e.z}; }
+
+// Captured from a stream; its nodes are known by the order of the commands.
+class Captured final : public Graph {
+ public:
+  Captured(cudaGraph_t graph, std::vector<cudaGraphNode_t> nodes)
+      : graph_(graph), nodes_(std::move(nodes)) {}
+  ~Captured() override {
+    cudaGraphExecDestroy(exec_);
+    cudaGraphDestroy(graph_);
+  }
+  void instantiate(cudaStream_t stream) {
+    CUDA_CHECK(cudaGraphInstantiate(&exec_, graph_, 0));
+    stream_ = stream;
+  }
+  void patch(const Commands& commands, size_t i) override {
+    if (const auto* upload = std::get_if<Upload>(&commands[i])) {
+      CUDA_CHECK(cudaGraphExecMemcpyNodeSetParams1D(exec_, nodes_[i], upload->to, upload->from,
+                                                    upload->bytes, cudaMemcpyHostToDevice));
+      return;
+    }
+    Commands::Args args;
+    const KernelCall call = commands.call(std::get<Kernel>(commands[i]), args);
+    const cudaKernelNodeParams params{.func = const_cast<void*>(call.function),
+                                      .gridDim = extent(call.grid),
+                                      .blockDim = extent(call.block),
+                                      .sharedMemBytes = call.shared_bytes,
+                                      .kernelParams = args.data()};
+    CUDA_CHECK(cudaGraphExecKernelNodeSetParams(exec_, nodes_[i], &params));
+  }
+  void launch() override { CUDA_CHECK(cudaGraphLaunch(exec_, stream_)); }
+
+ private:
+  cudaGraph_t graph_;
+  std::vector<cudaGraphNode_t> nodes_;
+  cudaGraphExec_t exec_ = nullptr;
+  cudaStream_t stream_ = nullptr;
+};
+
+class Native final : public Driver {
  public:
   Native() {
     int driver = 0, devices = 0;
@@ -34,12 +79,13 @@ class Native final : public Runtime {
     CUDA_CHECK(cudaGetDeviceProperties(&properties_, 0));
     CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     workspace_ = allocate(kWorkspace);
-    CUDA_CHECK(cudaMallocHost(&staging_, kStaging));
+    for (cudaEvent_t& event : events_)
+      CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   }
   ~Native() override {
     cudaStreamSynchronize(stream_);
     cudaFree(workspace_);
-    cudaFreeHost(staging_);
+    for (cudaEvent_t event : events_) cudaEventDestroy(event);
     cudaStreamDestroy(stream_);
   }
 
@@ -53,7 +99,6 @@ class Native final : public Runtime {
     return static_cast<int64_t>(free);
   }
   int multiprocessors() const override { return properties_.multiProcessorCount; }
-  void* stream() const override { return stream_; }
 
   void* allocate(int64_t bytes) override {
     void* memory = nullptr;
@@ -65,32 +110,62 @@ class Native final : public Runtime {
   }
   void release(void* memory) noexcept override { cudaFree(memory); }
 
-  void fill(void* to, uint8_t byte, int64_t bytes) override {
-    CUDA_CHECK(cudaMemsetAsync(to, byte, bytes, stream_));
+  void* allocate_pinned(int64_t bytes) override {
+    void* memory = nullptr;
+    CUDA_CHECK(cudaMallocHost(&memory, bytes));
+    return memory;
   }
-  void copy(void* to, const void* from, int64_t bytes) override {
-    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
-  }
-  // Waits only when the staging memory has been gone through.
-  void upload(void* to, const void* from, int64_t bytes) override {
-    const auto *source = static_cast<const char*>(from), *end = source + bytes;
-    for (auto* target = static_cast<char*>(to); source < end;) {
-      if (staged_ == kStaging) synchronize(), staged_ = 0;
-      const int64_t piece = std::min<int64_t>(end - source, kStaging - staged_);
-      std::memcpy(staging_ + staged_, source, piece);
-      CUDA_CHECK(
-          cudaMemcpyAsync(target, staging_ + staged_, piece, cudaMemcpyHostToDevice, stream_));
-      staged_ += piece, source += piece, target += piece;
+  void release_pinned(void* memory) noexcept override { cudaFreeHost(memory); }
+
+  void run(const KernelCall& call) override {
+    const auto check = [&](cudaError_t error) {
+      if (error != cudaSuccess) failed(error, fmt::format("launch at {}:{}", call.file, call.line));
+    };
+    if (uint32_t& allowed = allowed_[call.function]; call.shared_bytes > allowed) {
+      if (call.shared_bytes > 48 << 10)
+        check(cudaFuncSetAttribute(call.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(call.shared_bytes)));
+      allowed = call.shared_bytes;
     }
+    check(cudaLaunchKernel(call.function, extent(call.grid), extent(call.block),
+                           const_cast<void**>(call.args), call.shared_bytes, stream_));
+    if (synchronous_) check(cudaStreamSynchronize(stream_));
+  }
+  void run(const Fill& f) override { CUDA_CHECK(cudaMemsetAsync(f.to, f.byte, f.bytes, stream_)); }
+  void run(const Copy& c) override {
+    CUDA_CHECK(cudaMemcpyAsync(c.to, c.from, c.bytes, cudaMemcpyDeviceToDevice, stream_));
+  }
+  void run(const Upload& u) override {
+    CUDA_CHECK(cudaMemcpyAsync(u.to, u.from, u.bytes, cudaMemcpyHostToDevice, stream_));
   }
   void download(void* to, const void* from, int64_t bytes) override {
     CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_));
-    CUDA_CHECK(cudaStreamSynchronize(stream_));
   }
-  void synchronize() override { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
+  void mark(int event) override { CUDA_CHECK(cudaEventRecord(events_[event], stream_)); }
+  void wait_for(int event) override { CUDA_CHECK(cudaEventSynchronize(events_[event])); }
+  void wait() override { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
 
-  void gemm(const Gemm& g) override {
-    if (g.M == 0 || g.N == 0) return;
+  std::unique_ptr<Graph> capture(const Commands& commands) override {
+    std::vector<cudaGraphNode_t> nodes;
+    CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    cudaGraph_t graph = nullptr;
+    try {
+      for (size_t i = 0; i < commands.size(); ++i) {
+        cuda::run(*this, commands, i);
+        nodes.push_back(newest_node());
+      }
+    } catch (...) {  // an error ends the capture as well
+      cudaStreamEndCapture(stream_, &graph);
+      if (graph) cudaGraphDestroy(graph);
+      throw;
+    }
+    CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
+    auto captured = std::make_unique<Captured>(graph, std::move(nodes));
+    captured->instantiate(stream_);
+    return captured;
+  }
+
+  void run(const Gemm& g) override {
     if (g.K == 0) return sum_of_nothing(g);
     blas().gemm(g, stream_);
   }
@@ -102,6 +177,16 @@ class Native final : public Runtime {
     if (!blas_) blas_.emplace(name(), workspace_, kWorkspace);
     return *blas_;
   }
+  // The stream is a chain: its newest node is what the next one would wait for.
+  cudaGraphNode_t newest_node() {
+    cudaStreamCaptureStatus status{};
+    const cudaGraphNode_t* last = nullptr;
+    size_t count = 0;
+    CUDA_CHECK(
+        cudaStreamGetCaptureInfo(stream_, &status, nullptr, nullptr, &last, nullptr, &count));
+    return count ? last[0] : nullptr;
+  }
+
   // C = beta from + bias, where only beta matters: sums over no frames.
   void sum_of_nothing(const Gemm& g) {
     if (g.beta == 0)
@@ -112,17 +197,14 @@ class Native final : public Runtime {
   cudaDeviceProp properties_{};
   cudaStream_t stream_ = nullptr;
   void* workspace_ = nullptr;
-  char* staging_ = nullptr;
-  int64_t staged_ = 0;  // bytes of the staging memory in use, since the stream was last waited for
+  std::array<cudaEvent_t, kEvents> events_{};
+  std::unordered_map<const void*, uint32_t> allowed_;  // bytes of shared memory, of each kernel
+  const bool synchronous_ = synchronous();
   mutable std::optional<CublasLt> blas_;  // opened for the first product
 };
 
 }  // namespace
 
-std::unique_ptr<Runtime> open_runtime() { return std::make_unique<Native>(); }
-
-void launch_failed(const char* what, const char* file, int line) {
-  fail(Kind::resource, "cuda: launch at {}:{}: {}", file, line, what);
-}
+std::unique_ptr<Driver> open_driver() { return std::make_unique<Native>(); }
 
 }  // namespace sft::cuda

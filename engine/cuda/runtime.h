@@ -1,12 +1,8 @@
-// Runtime: the few things that the engine asks of a CUDA device, in the order of one stream. Two
-// twins: native.cpp (cudart, cuBLASLt) and emulator/runtime.cpp (host memory), which the tests
-// link.
+// Runtime: the few things that the engine asks of a CUDA device.
 //
-// Everything under cuda:: that other folders call is declared weak: the engine is compiled once,
-// and a program has CUDA if the kernels are linked into it. Without them open_runtime is null;
-// nothing else is reached, because a Device::cuda tensor cannot be had without a Runtime.
-//
-// A failing call throws Kind::resource and names itself; errors of kernels come at the next call.
+// Kernels' entries under cuda:: are declared weak: the engine is compiled once, and a program has
+// CUDA if the kernels are linked into it. Without them there is no driver to make a Runtime of
+// (driver.h), and nothing is reached, because a Device::cuda tensor cannot be had without one.
 #pragma once
 
 #include <array>
@@ -17,6 +13,7 @@
 #include <string>
 #include <type_traits>
 
+#include "engine/cuda/kernel_call.h"
 #include "engine/tensor.h"
 
 namespace sft::cuda {
@@ -39,66 +36,131 @@ struct Gemm {
   void* C = nullptr;
   int64_t ldc = 0;
   Dtype out = Dtype::f32;
+  bool operator==(const Gemm&) const = default;
 };
 
-// A value of a few bytes that a device computes and the host reads when it needs it. Good for the
-// next 32 steps.
+class Driver;
+class Runtime;
+
+// A value of a few bytes that a device computes and the host reads when it needs it; good for the
+// next 31 steps.
 class Late {
  public:
   static constexpr int64_t kBytes = 64;
 
   Late() = default;
-  Late(const void* value, int64_t bytes) { std::memcpy(value_.data(), value, bytes); }
+  Late(const void* value, int64_t bytes) { std::memcpy(value_.data(), value, bytes); }  // is there
 
-  // Waits for the step that computes it, and for nothing younger.
+  // Waits for the step that computes it, and for nothing younger. Not before that step's end.
   template <class T>
   T get() const {
     static_assert(sizeof(T) <= kBytes && std::is_trivially_copyable_v<T>);
     T value;
-    std::memcpy(&value, value_.data(), sizeof value);
+    read(&value, sizeof value);
     return value;
   }
 
  private:
+  friend class Runtime;
+  Late(Runtime* from, int64_t step, int64_t slot) : from_(from), step_(step), slot_(slot) {}
+  void read(void* to, size_t bytes) const;
+
   std::array<std::byte, kBytes> value_{};
+  Runtime* from_ = nullptr;  // null: the value is here
+  int64_t step_ = 0, slot_ = 0;
 };
 
 struct GemmChoices;  // gemm_choices.h
 
-class Runtime {
- public:
-  virtual ~Runtime() = default;
+// What became of the steps so far.
+struct StepCounts {
+  int64_t steps = 0, commands = 0;
+  int64_t captured = 0, replayed = 0;  // steps; the others ran command by command
+  int64_t patched = 0;                 // commands of replayed steps with other values than before
+  int64_t evicted = 0;                 // graphs
+  std::string refused;                 // why there are no graphs, if the device makes none
 
-  virtual std::string name() const = 0;    // "NVIDIA H200, 132 multiprocessors"
-  virtual int64_t free_bytes() const = 0;  // of device memory
-  virtual int multiprocessors() const = 0;
-  virtual void* stream() const = 0;  // a cudaStream_t
-
-  virtual void* allocate(int64_t bytes) = 0;  // aligned to 256
-  virtual void release(void* memory) noexcept = 0;
-
-  virtual void fill(void* to, uint8_t byte, int64_t bytes) = 0;
-  virtual void copy(void* to, const void* from, int64_t bytes) = 0;      // on the device, disjoint
-  virtual void upload(void* to, const void* from, int64_t bytes) = 0;    // `from` is free at return
-  virtual void download(void* to, const void* from, int64_t bytes) = 0;  // waits for the stream
-  // What lies there when everything issued so far is done; at most Late::kBytes.
-  Late late(const void* from, int64_t bytes) {
-    std::array<std::byte, Late::kBytes> value{};
-    download(value.data(), from, bytes);
-    return {value.data(), bytes};
-  }
-  virtual void synchronize() = 0;
-
-  virtual void gemm(const Gemm& product) = 0;
-  // How every product so far was computed, and those below were to be.
-  virtual GemmChoices gemm_choices() const = 0;
-  // Products of these kinds are computed so from now on. How many are not, because their library or
-  // device is another or refuses the algorithm: they are chosen anew.
-  virtual int64_t use_gemm_choices(const GemmChoices& recorded) = 0;
+  std::string text() const;  // "12 captured, 988 of 1000 steps replayed"
 };
 
-// Device 0 of those visible. No driver, no device, an architecture this program has no code for:
-// Kind::resource with a hint.
-[[gnu::weak]] std::unique_ptr<Runtime> open_runtime();
+// A device, one stream of it, and the *step* that may be open on it.
+//
+// Outside of a step everything happens at once, in order. Inside (StepScope) it is queued, and done
+// when the step ends: so that a step like an earlier one starts as one captured graph
+// (step_graphs.h), all its lists go up together (step_lists.h), and the host is a step ahead.
+// Nothing can be read back inside a step but by late(). SFT_SYNC=1 in the environment: steps queue
+// nothing and each kernel is waited for, so that an error names the right one.
+//
+// A failing call throws Kind::resource and names itself; errors of kernels come at a later call.
+class Runtime {
+ public:
+  explicit Runtime(std::unique_ptr<Driver> driver);
+  ~Runtime();
+  Runtime(const Runtime&) = delete;
+  Runtime& operator=(const Runtime&) = delete;
+
+  std::string name() const;    // "NVIDIA H200, 132 multiprocessors"
+  int64_t free_bytes() const;  // of device memory
+  int multiprocessors() const;
+  StreamHandle stream() { return this; }  // for launch()
+
+  void* allocate(int64_t bytes);  // aligned to 256
+  void release(void* memory) noexcept;
+
+  void launch(const KernelCall& call);
+  void gemm(const Gemm& product);
+  void fill(void* to, uint8_t byte, int64_t bytes);
+  void copy(void* to, const void* from, int64_t bytes);    // on the device, disjoint
+  void upload(void* to, const void* from, int64_t bytes);  // `from` is free at return
+  // A host list where kernels read it: at `to`, or in memory of the step.
+  const void* list(void* to, const void* from, int64_t bytes);
+
+  void download(void* to, const void* from, int64_t bytes);  // waits for the stream
+  void synchronize();
+  // What lies there when everything asked for so far is done; at most Late::kBytes. At most 64 in a
+  // step.
+  Late late(const void* from, int64_t bytes);
+  void read(const Late& late, void* to, size_t bytes);  // Late::get
+
+  void begin_step();
+  void end_step();
+  void drop_step() noexcept;  // nothing of what is queued will run
+  // Inside a step: runs what is queued and waits for it, so that it can be downloaded. Costs the
+  // step its graph.
+  void flush();
+  const StepCounts& step_counts() const;
+
+  // How every product so far was computed, and those below were to be.
+  GemmChoices gemm_choices() const;
+  // Products of these kinds are computed so from now on. How many are not, because their library or
+  // device is another or refuses the algorithm: they are chosen anew.
+  int64_t use_gemm_choices(const GemmChoices& recorded);
+
+ private:
+  struct Steps;
+
+  std::unique_ptr<Driver> driver_;
+  std::unique_ptr<Steps> steps_;
+};
+
+// A step of a device, until end() or, if that is not reached, dropped. On the CPU (null): nothing.
+class StepScope {
+ public:
+  explicit StepScope(Runtime* gpu) : gpu_(gpu) {
+    if (gpu_) gpu_->begin_step();
+  }
+  ~StepScope() {
+    if (gpu_) gpu_->drop_step();
+  }
+  void end() {
+    if (gpu_) gpu_->end_step();
+    gpu_ = nullptr;
+  }
+  StepScope(const StepScope&) = delete;
+  StepScope& operator=(const StepScope&) = delete;
+
+ private:
+  Runtime* gpu_;
+};
 
 }  // namespace sft::cuda

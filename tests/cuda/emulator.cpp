@@ -9,9 +9,12 @@
 #include <vector>
 
 #include "engine/cuda/device.cuh"
+#include "engine/cuda/driver.h"
 #include "engine/cuda/ptx.cuh"
 #include "engine/cuda/reduce.cuh"
+#include "engine/cuda/runtime.h"
 #include "tests/doctest.h"
+#include "tests/op_spec.h"
 
 namespace sft::cuda {
 namespace {
@@ -139,10 +142,12 @@ void awaits(float* out) {
   out[4] = seen[0], out[5] = seen[1];
 }
 
+void* stream() { return shared_gpu().stream(); }
+
 std::vector<float> run(void (*kernel)(float*), unsigned threads = 32,
                        size_t shared = sizeof(Floats)) {
   std::vector<float> out(64, 7.f);
-  launch(kernel, 1, threads, shared, nullptr, out.data());
+  launch(kernel, 1, threads, shared, stream(), out.data());
   return out;
 }
 
@@ -256,13 +261,43 @@ TEST_CASE("cuda emulator: launches that a GPU refuses") {
   EXPECT(has(error_in(reads_before_writing, 1025), "a block of 1025 threads"));
   EXPECT(has(error_in(reads_before_writing, 0), "a block of 0 threads"));
   EXPECT(has(error_in(reads_before_writing, 32, 228 << 10), "bytes of shared memory"));
-  const auto tall = [] { launch(past_global, {1, 65536}, 1, 0, nullptr, nullptr); };
+  const auto tall = [] { launch(past_global, {1, 65536}, 1, 0, stream(), nullptr); };
   EXPECT(has(test::error_of(tall).message, "y and z are at most 65535"));
   const uint64_t before = emulator::launches().launches;
-  launch(past_global, 0, 32, 0, nullptr, nullptr);  // an empty grid
+  launch(past_global, 0, 32, 0, stream(), nullptr);  // an empty grid
   EXPECT(emulator::launches().launches == before);
   run(neighbour<true>);
   EXPECT(emulator::launches().launches == before + 1);
+}
+
+namespace {
+
+void faults_above_zero(const float* x) {
+  if (*x > 0 && threadIdx.x == 0) return;
+  __syncthreads();
+}
+
+}  // namespace
+
+TEST_CASE("cuda emulator: a fault of a replayed step names the kernel") {
+  float x = 0;
+  Runtime gpu(open_driver());
+  unsigned line = 0;
+  const auto step = [&] {
+    StepScope scope(&gpu);
+    line = __LINE__ + 1;
+    launch(faults_above_zero, 1, 32, 0, gpu.stream(), &x);
+    scope.end();
+  };
+  step(), step(), step();
+  EXPECT(gpu.step_counts().replayed == 1);
+  x = 1;
+  const Error error = test::error_of(step);
+  EXPECT(has(error.message, fmt::format("kernel launched at tests/cuda/emulator.cpp:{}", line)));
+  EXPECT(has(error.message, "faults_above_zero"));
+  x = 0;
+  step();
+  EXPECT(gpu.step_counts().replayed == 2);
 }
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -278,7 +313,7 @@ std::string dying_words(void (*kernel)(float*)) {
   if (child == 0) {
     dup2(ends[1], STDERR_FILENO);
     std::vector<float> out(32);
-    launch(kernel, 1, 32, sizeof(Floats), nullptr, out.data());
+    launch(kernel, 1, 32, sizeof(Floats), stream(), out.data());
     _exit(0);
   }
   close(ends[1]);

@@ -1,11 +1,14 @@
-// The Runtime of the emulator: device memory is host memory, and everything happens at once.
+// The emulator's Driver: device memory is host memory, everything happens at once, and a graph is a
+// copy of its commands.
 #include <cstdlib>
 #include <cstring>
 #include <vector>
 
 #include "engine/cpu/gemm.h"
+#include "engine/cuda/driver.h"
+#include "engine/cuda/emulator/emulator.h"
+#include "engine/cuda/emulator/lost_device.h"
 #include "engine/cuda/gemm_choices.h"
-#include "engine/cuda/runtime.h"
 #include "engine/formats/numbers.h"
 
 namespace sft::cuda {
@@ -28,12 +31,33 @@ void add_rows(const std::vector<float>& row, std::vector<float>& matrix) {
 // What its products are recorded with; algorithms with another first word are refused.
 constexpr GemmAlgorithm kAlgorithm{0x656d756c61746564};
 
-class Emulated final : public Runtime {
+int64_t commands_left = -1;  // until the device is lost; negative: for ever
+
+void alive(const char* where) {
+  if (commands_left == 0) device_lost(where, "lost by a test");
+  if (commands_left > 0) --commands_left;
+}
+
+class CopiedCommands final : public Graph {
+ public:
+  CopiedCommands(Driver& driver, const Commands& commands) : driver_(driver), commands_(commands) {}
+  void patch(const Commands& commands, size_t i) override { commands_.take_values(commands, i); }
+  void launch() override {
+    for (size_t i = 0; i < commands_.size(); ++i) cuda::run(driver_, commands_, i);
+  }
+
+ private:
+  Driver& driver_;
+  Commands commands_;
+};
+
+dim3 extent(const Extent& e) { return {e.x, e.y, e.z}; }
+
+class Emulated final : public Driver {
  public:
   std::string name() const override { return "emulated"; }
   int64_t free_bytes() const override { return int64_t{4} << 30; }
   int multiprocessors() const override { return 4; }
-  void* stream() const override { return nullptr; }
 
   void* allocate(int64_t bytes) override {
     void* memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
@@ -42,16 +66,36 @@ class Emulated final : public Runtime {
   }
   void release(void* memory) noexcept override { std::free(memory); }
 
-  void fill(void* to, uint8_t byte, int64_t bytes) override { std::memset(to, byte, bytes); }
-  void copy(void* to, const void* from, int64_t bytes) override { std::memcpy(to, from, bytes); }
-  void upload(void* to, const void* from, int64_t bytes) override { std::memcpy(to, from, bytes); }
+  void* allocate_pinned(int64_t bytes) override { return allocate(bytes); }
+  void release_pinned(void* memory) noexcept override { release(memory); }
+
+  void run(const KernelCall& call) override {
+    alive("launch");
+    emulator::run(
+        {extent(call.grid), extent(call.block), call.shared_bytes, call.function, call.file,
+         call.line},
+        [](const void* p) {
+          const KernelCall& call = *static_cast<const KernelCall*>(p);
+          call.invoke(call.function, call.args);
+        },
+        &call);
+  }
+  void run(const Fill& f) override { alive("fill"), std::memset(f.to, f.byte, f.bytes); }
+  void run(const Copy& c) override { alive("copy"), std::memcpy(c.to, c.from, c.bytes); }
+  void run(const Upload& u) override { alive("upload"), std::memcpy(u.to, u.from, u.bytes); }
   void download(void* to, const void* from, int64_t bytes) override {
+    alive("download");
     std::memcpy(to, from, bytes);
   }
-  void synchronize() override {}
+  void mark(int) override {}
+  void wait_for(int) override {}
+  void wait() override { alive("wait"); }
+  std::unique_ptr<Graph> capture(const Commands& commands) override {
+    return std::make_unique<CopiedCommands>(*this, commands);
+  }
 
-  void gemm(const Gemm& g) override {
-    if (g.M == 0 || g.N == 0) return;
+  void run(const Gemm& g) override {
+    alive("product");
     if (g.K) algorithms_.try_emplace(GemmKey(g), kAlgorithm);
     const int64_t a_rows = g.transpose_a ? g.K : g.M, a_columns = g.transpose_a ? g.M : g.K;
     const int64_t b_rows = g.transpose_b ? g.N : g.K, b_columns = g.transpose_b ? g.K : g.N;
@@ -84,10 +128,8 @@ class Emulated final : public Runtime {
 
 }  // namespace
 
-std::unique_ptr<Runtime> open_runtime() { return std::make_unique<Emulated>(); }
+void emulator::lose_device(int64_t after_commands) { commands_left = after_commands; }
 
-void launch_failed(const char* what, const char* file, int line) {
-  fail(Kind::internal, "cuda: launch at {}:{}: {}", file, line, what);
-}
+std::unique_ptr<Driver> open_driver() { return std::make_unique<Emulated>(); }
 
 }  // namespace sft::cuda

@@ -1,0 +1,245 @@
+#include "engine/cuda/runtime.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <deque>
+
+#include "engine/cuda/step_graphs.h"
+#include "engine/cuda/step_lists.h"
+
+namespace sft::cuda {
+namespace {
+
+constexpr int64_t kLateSlots = 64;  // of a step
+constexpr int64_t kChunk = 16 << 20;
+
+// Pinned memory that uploads wait in.
+class Staging {
+ public:
+  explicit Staging(Driver& driver) : driver_(driver) {}
+  void clear() { chunk_ = 0, used_ = 0; }
+  const void* keep(const void* from, int64_t bytes) {
+    while (chunk_ < chunks_.size() && used_ + bytes > chunks_[chunk_].size()) ++chunk_, used_ = 0;
+    if (chunk_ == chunks_.size())
+      chunks_.push_back(DriverMemory::pinned(driver_, std::max(bytes, kChunk)));
+    char* to = chunks_[chunk_].bytes() + used_;
+    std::memcpy(to, from, bytes);
+    used_ += bytes;
+    return to;
+  }
+
+ private:
+  Driver& driver_;
+  std::deque<DriverMemory> chunks_;
+  size_t chunk_ = 0;
+  int64_t used_ = 0;  // of the chunk
+};
+
+}  // namespace
+
+bool synchronous() {
+  const char* sync = std::getenv("SFT_SYNC");
+  return sync && sync[0] == '1';
+}
+
+struct Runtime::Steps {
+  explicit Steps(Driver& driver)
+      : driver(driver),
+        graphs(driver),
+        lists(driver),
+        staging{Staging(driver), Staging(driver)},
+        late_values(DriverMemory::of_device(driver, kLateSlots * Late::kBytes)),
+        late_arrivals(DriverMemory::pinned(driver, Driver::kEvents * kLateSlots * Late::kBytes)) {}
+
+  char* arrivals(int64_t step) const {
+    return late_arrivals.bytes() + step % Driver::kEvents * kLateSlots * Late::kBytes;
+  }
+  void mark(int64_t step) { driver.mark(static_cast<int>(step % Driver::kEvents)); }
+  void wait_for(int64_t step) { driver.wait_for(static_cast<int>(step % Driver::kEvents)); }
+  // Now, or when the step ends.
+  template <class C>
+  void give(const C& command) {
+    if (open)
+      commands.add(command);
+    else
+      driver.run(command);
+  }
+
+  Driver& driver;
+  const bool sync = synchronous();
+  bool open = false;   // a step is
+  bool whole = false;  // ... and nothing of it has run yet
+  int64_t newest = 0;  // step; a value that is late outside of steps counts as one
+  int64_t opened = 0;  // steps: the memory that lists and uploads wait in is used in turn
+  std::array<int64_t, 2> last{};  // the newest step that used it
+  Commands commands;
+  StepGraphs graphs;
+  StepLists lists;
+  std::array<Staging, 2> staging;
+  DriverMemory late_values, late_arrivals;
+  int64_t late = 0;  // values of the open step
+  DriverMemory eager_staging;
+  int64_t eager_staged = 0;  // bytes in use, since the stream was last waited for
+};
+
+void device_lost(std::string_view where, std::string_view why) {
+  fail(Kind::resource,
+       Hint{"a run goes on from its last checkpoint with --resume; SFT_SYNC=1 names the kernel"},
+       "cuda: {}: {}: the device is lost", where, why);
+}
+
+void Late::read(void* to, size_t bytes) const {
+  if (from_)
+    from_->read(*this, to, bytes);
+  else
+    std::memcpy(to, value_.data(), bytes);
+}
+
+std::string StepCounts::text() const {
+  std::string out = fmt::format("{} captured, {} of {} steps replayed", captured, replayed, steps);
+  if (!refused.empty()) out += fmt::format("; none since the device refused one: {}", refused);
+  return out;
+}
+
+Runtime::Runtime(std::unique_ptr<Driver> driver)
+    : driver_(std::move(driver)), steps_(std::make_unique<Steps>(*driver_)) {}
+
+Runtime::~Runtime() = default;
+
+std::string Runtime::name() const { return driver_->name(); }
+int64_t Runtime::free_bytes() const { return driver_->free_bytes(); }
+int Runtime::multiprocessors() const { return driver_->multiprocessors(); }
+void* Runtime::allocate(int64_t bytes) { return driver_->allocate(bytes); }
+void Runtime::release(void* memory) noexcept { driver_->release(memory); }
+
+GemmChoices Runtime::gemm_choices() const { return driver_->gemm_choices(); }
+int64_t Runtime::use_gemm_choices(const GemmChoices& recorded) {
+  return driver_->use_gemm_choices(recorded);
+}
+
+// ---- commands
+
+void launch_kernel(StreamHandle stream, const KernelCall& call) {
+  static_cast<Runtime*>(stream)->launch(call);
+}
+
+void Runtime::launch(const KernelCall& call) { steps_->give(call); }
+
+void Runtime::gemm(const Gemm& g) {
+  if (g.M > 0 && g.N > 0) steps_->give(g);
+}
+
+void Runtime::fill(void* to, uint8_t byte, int64_t bytes) {
+  if (bytes > 0) steps_->give(Fill{to, byte, bytes});
+}
+
+void Runtime::copy(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0) steps_->give(Copy{to, from, bytes});
+}
+
+void Runtime::upload(void* to, const void* from, int64_t bytes) {
+  Steps& s = *steps_;
+  if (s.open) {
+    if (bytes > 0) s.give(Upload{to, s.staging[s.opened % 2].keep(from, bytes), bytes});
+    return;
+  }
+  if (!s.eager_staging.bytes()) s.eager_staging = DriverMemory::pinned(*driver_, kChunk);
+  const auto *source = static_cast<const char*>(from), *end = source + bytes;
+  for (auto* target = static_cast<char*>(to); source < end;) {
+    if (s.eager_staged == kChunk) synchronize();
+    const int64_t piece = std::min<int64_t>(end - source, kChunk - s.eager_staged);
+    char* staged = s.eager_staging.bytes() + s.eager_staged;
+    std::memcpy(staged, source, piece);
+    driver_->run(Upload{target, staged, piece});
+    s.eager_staged += piece, source += piece, target += piece;
+  }
+}
+
+const void* Runtime::list(void* to, const void* from, int64_t bytes) {
+  if (steps_->open)
+    if (const void* listed = steps_->lists.put(from, bytes)) return listed;
+  upload(to, from, bytes);
+  return to;
+}
+
+void Runtime::download(void* to, const void* from, int64_t bytes) {
+  CHECK(!steps_->open || steps_->commands.empty(), "download inside a step of a device");
+  driver_->download(to, from, bytes);
+  driver_->wait();
+}
+
+void Runtime::synchronize() {
+  CHECK(!steps_->open || steps_->commands.empty(), "synchronize inside a step of a device");
+  driver_->wait();
+  steps_->eager_staged = 0;
+}
+
+// ---- late values: device memory of the step -> pinned memory, all at its end
+
+Late Runtime::late(const void* from, int64_t bytes) {
+  Steps& s = *steps_;
+  CHECK(bytes <= Late::kBytes, "late: {} bytes", bytes);
+  if (s.open) {
+    CHECK(s.late < kLateSlots, "late: more than {} values in a step", kLateSlots);
+    copy(s.late_values.bytes() + s.late * Late::kBytes, from, bytes);
+    return {this, s.newest, s.late++};
+  }
+  ++s.newest;
+  driver_->download(s.arrivals(s.newest), from, bytes);
+  s.mark(s.newest);
+  return {this, s.newest, 0};
+}
+
+void Runtime::read(const Late& late, void* to, size_t bytes) {
+  Steps& s = *steps_;
+  CHECK(s.newest - late.step_ < Driver::kEvents, "late: read {} steps afterwards",
+        s.newest - late.step_);
+  CHECK(!s.open || late.step_ != s.newest, "late: read before the end of its step");
+  s.wait_for(late.step_);
+  std::memcpy(to, s.arrivals(late.step_) + late.slot_ * Late::kBytes, bytes);
+}
+
+// ---- steps
+
+void Runtime::begin_step() {
+  Steps& s = *steps_;
+  CHECK(!s.open, "a step of a device inside a step");
+  if (s.sync) return;
+  const size_t turn = ++s.opened % 2;
+  if (s.last[turn]) s.wait_for(s.last[turn]);  // or for a younger one, which has its event now
+  s.last[turn] = ++s.newest;
+  s.staging[turn].clear();
+  s.lists.begin_step();
+  s.open = s.whole = true;
+  s.late = 0;
+}
+
+void Runtime::end_step() {
+  Steps& s = *steps_;
+  if (!s.open) return;
+  s.lists.send();
+  s.graphs.run(s.commands, s.whole);
+  if (s.late) driver_->download(s.arrivals(s.newest), s.late_values.bytes(), s.late * Late::kBytes);
+  s.mark(s.newest);
+  s.lists.end_step();
+  drop_step();
+}
+
+void Runtime::drop_step() noexcept {
+  steps_->commands.clear();
+  steps_->open = false;
+}
+
+void Runtime::flush() {
+  Steps& s = *steps_;
+  if (!s.open) return;
+  s.whole = false;
+  s.lists.send();
+  s.graphs.run_each(s.commands);
+  s.commands.clear();
+  driver_->wait();
+}
+
+const StepCounts& Runtime::step_counts() const { return steps_->graphs.counts(); }
+
+}  // namespace sft::cuda

@@ -1,0 +1,331 @@
+// Steps of a device: queued, and replayed as graphs, against the same work done at once.
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#include "engine/cuda/driver.h"
+#include "engine/cuda/step_graphs.h"
+#include "tests/allocations.h"
+#include "tests/cuda/kernels.h"
+#include "tests/doctest.h"
+#include "tests/op_spec.h"
+
+namespace sft::cuda {
+namespace {
+
+// Another device's driver, watched.
+struct Watch {
+  int64_t commands = 0, uploads = 0;  // run one by one
+  bool refuse = false;                // to capture
+};
+
+class Watched final : public Driver {
+ public:
+  explicit Watched(Watch& watch) : watch_(watch) {}
+  std::string name() const override { return inner_->name(); }
+  int64_t free_bytes() const override { return inner_->free_bytes(); }
+  int multiprocessors() const override { return inner_->multiprocessors(); }
+  void* allocate(int64_t bytes) override { return inner_->allocate(bytes); }
+  void release(void* memory) noexcept override { inner_->release(memory); }
+  void* allocate_pinned(int64_t bytes) override { return inner_->allocate_pinned(bytes); }
+  void release_pinned(void* memory) noexcept override { inner_->release_pinned(memory); }
+  void run(const KernelCall& c) override { ++watch_.commands, inner_->run(c); }
+  void run(const Gemm& c) override { ++watch_.commands, inner_->run(c); }
+  void run(const Fill& c) override { ++watch_.commands, inner_->run(c); }
+  void run(const Copy& c) override { ++watch_.commands, inner_->run(c); }
+  void run(const Upload& c) override { ++watch_.uploads, inner_->run(c); }
+  void download(void* to, const void* from, int64_t bytes) override {
+    inner_->download(to, from, bytes);
+  }
+  GemmChoices gemm_choices() const override { return inner_->gemm_choices(); }
+  int64_t use_gemm_choices(const GemmChoices& choices) override {
+    return inner_->use_gemm_choices(choices);
+  }
+  void mark(int event) override { inner_->mark(event); }
+  void wait_for(int event) override { inner_->wait_for(event); }
+  void wait() override { inner_->wait(); }
+  std::unique_ptr<Graph> capture(const Commands& commands) override {
+    if (watch_.refuse) fail(Kind::resource, "cuda: no graphs today");
+    return inner_->capture(commands);
+  }
+
+ private:
+  std::unique_ptr<Driver> inner_ = open_driver();
+  Watch& watch_;
+};
+
+bool skipped() {
+  const std::string why = no_gpu();
+  if (!why.empty()) test::skip(why);
+  return !why.empty();
+}
+
+constexpr int kCount = 1024;
+constexpr int64_t kBytes = kCount * sizeof(float);
+
+// A device of its own, with x = 0, 1, 2, ... and room for results.
+struct Rig {
+  Watch watch;
+  Runtime gpu{std::make_unique<Watched>(watch)};
+  float* x = static_cast<float*>(gpu.allocate(kBytes));
+  float* y = static_cast<float*>(gpu.allocate(kBytes));
+  float* z = static_cast<float*>(gpu.allocate(kBytes));
+
+  Rig() {
+    std::vector<float> values(kCount);
+    for (int i = 0; i < kCount; ++i) values[i] = static_cast<float>(i);
+    gpu.upload(x, values.data(), kBytes);
+    gpu.fill(y, 0, kBytes), gpu.fill(z, 0, kBytes);
+  }
+  ~Rig() {
+    for (float* memory : {x, y, z}) gpu.release(memory);
+  }
+  void step(const std::function<void()>& work) {
+    StepScope scope(&gpu);
+    work();
+    scope.end();
+  }
+  // y = scale x
+  void scale(float scale, int count = kCount) {
+    test::launch_scale(gpu.stream(), x, scale, count, y);
+  }
+  float at(const float* from, int i) {
+    float value = 0;
+    gpu.download(&value, from + i, sizeof value);
+    return value;
+  }
+  const StepCounts& counts() const { return gpu.step_counts(); }
+};
+
+}  // namespace
+
+TEST_CASE("cuda steps: what is queued runs at the end, in order; what is dropped does not") {
+  if (skipped()) return;
+  Rig d;
+  d.watch = {};
+  const float seven = 7;
+  {
+    StepScope scope(&d.gpu);
+    d.scale(2);
+    d.gpu.copy(d.z, d.y, kBytes);
+    d.gpu.fill(d.y, 0, 8);
+    d.gpu.upload(d.y + 1, &seven, sizeof seven);
+    EXPECT(d.watch.commands == 0);
+    scope.end();
+    EXPECT(d.watch.commands == 3);
+    EXPECT(d.watch.uploads == 1);
+  }
+  EXPECT(d.at(d.z, 3) == 6);
+  EXPECT(d.at(d.y, 0) == 0);
+  EXPECT(d.at(d.y, 1) == 7);
+  EXPECT(d.at(d.y, 3) == 6);
+  {
+    const StepScope dropped(&d.gpu);
+    d.scale(5);
+  }
+  d.step([] {});
+  EXPECT(d.at(d.y, 3) == 6);
+}
+
+TEST_CASE("cuda steps: a step that comes again is replayed with its own values") {
+  if (skipped()) return;
+  Rig d;
+  const auto step = [&](float scale, int count) {
+    d.step([&] {
+      d.scale(scale, count);
+      d.gpu.copy(d.z, d.y, kBytes);
+      d.gpu.upload(d.y, &scale, sizeof scale);
+    });
+    EXPECT(d.at(d.z, 1) == scale);
+    EXPECT(d.at(d.z, count - 1) == scale * static_cast<float>(count - 1));
+    EXPECT(d.at(d.y, 0) == scale);
+  };
+  step(1, kCount), step(2, kCount);
+  EXPECT(d.counts().captured == 1);
+  d.watch = {};
+  step(3, kCount), step(3, kCount);
+  EXPECT(d.counts().replayed == 2);
+  step(5, 64);  // another grid
+  EXPECT(d.watch.commands == 2);
+  step(7, kCount);
+  EXPECT(d.counts().captured == 1);
+  EXPECT(d.counts().replayed == 3);
+  EXPECT(d.counts().steps == 6);
+  EXPECT(d.counts().commands == 18);
+  // the kernel where the scale is new, the upload where it waits in the other steps' memory
+  EXPECT(d.counts().patched >= 2);
+  EXPECT(d.counts().patched <= 2 + 3);
+  EXPECT(d.counts().text() == "1 captured, 3 of 6 steps replayed");
+}
+
+TEST_CASE("cuda steps: a product with another operand is another structure") {
+  if (skipped()) return;
+  Rig d;
+  Gemm g{.M = 4, .N = 4, .K = 4, .A = d.x, .lda = 4, .B = d.x, .ldb = 4, .C = d.y, .ldc = 4};
+  const auto step = [&](const Gemm& product) { d.step([&] { d.gpu.gemm(product); }); };
+  Gemm other = g;
+  other.beta = 1;
+  for (int i = 0; i < 3; ++i) {
+    step(g);
+    const float once = d.at(d.y, 5);
+    step(other);
+    EXPECT(d.at(d.y, 5) == 2 * once);
+  }
+  EXPECT(d.counts().captured == 2);
+  EXPECT(d.counts().replayed == 2);
+}
+
+TEST_CASE("cuda steps: graphs are few, and the one unused for longest goes") {
+  if (skipped()) return;
+  Rig d;
+  const auto step = [&](int64_t bytes) { d.step([&] { d.gpu.fill(d.y, 1, bytes); }); };
+  constexpr auto kGraphs = static_cast<int64_t>(StepGraphs::kGraphs);
+  for (int64_t bytes = 1; bytes <= kGraphs; ++bytes) step(bytes), step(bytes);
+  EXPECT(d.counts().captured == kGraphs);
+  step(1);  // not the oldest any more
+  step(kGraphs + 1), step(kGraphs + 1);
+  EXPECT(d.counts().captured == kGraphs + 1);
+  EXPECT(d.counts().evicted == 1);
+  step(1), step(2);
+  EXPECT(d.counts().replayed == 2);
+}
+
+TEST_CASE("cuda steps: shapes that do not come back within 64 others get no graph") {
+  if (skipped()) return;
+  Rig d;
+  for (int round = 0; round < 2; ++round)
+    for (int64_t bytes = 1; bytes <= 65; ++bytes) d.step([&] { d.gpu.fill(d.y, 1, bytes); });
+  EXPECT(d.counts().captured == 0);
+  EXPECT(d.counts().steps == 130);
+}
+
+TEST_CASE("cuda steps: a device that makes no graphs runs every command all the same") {
+  if (skipped()) return;
+  Rig d;
+  d.watch.refuse = true;
+  for (float scale : {1.f, 2.f, 3.f}) {
+    d.step([&] { d.scale(scale); });
+    EXPECT(d.at(d.y, 1) == scale);
+  }
+  EXPECT(d.counts().captured == 0);
+  EXPECT(d.counts().text() ==
+         "0 captured, 0 of 3 steps replayed; none since the device refused one: cuda: no graphs "
+         "today");
+}
+
+TEST_CASE("cuda steps: lists go up once and together, and are found again by their contents") {
+  if (skipped()) return;
+  Rig d;
+  for (int32_t u = 0; u < 5; ++u) {
+    const std::vector<int32_t> one{1, 2, u}, other{1, 2, u + 100};
+    d.watch.uploads = 0;
+    const void *first = nullptr, *second = nullptr;
+    d.step([&] {
+      first = d.gpu.list(d.y, one.data(), 12);
+      second = d.gpu.list(d.y, other.data(), 12);
+      EXPECT(first != second);
+      EXPECT(first != d.y);
+      const std::vector<int32_t> same = one;
+      EXPECT(d.gpu.list(d.z, same.data(), 12) == first);
+      EXPECT(d.gpu.list(d.z, one.data(), 8) != first);
+    });
+    EXPECT(d.watch.uploads == 1);
+    int32_t back[3];
+    d.gpu.download(back, first, 12);
+    EXPECT(back[2] == u);
+    d.gpu.download(back, second, 12);
+    EXPECT(back[2] == u + 100);
+  }
+}
+
+TEST_CASE("cuda steps: lists for which there is no room yet lie where the op wants them") {
+  if (skipped()) return;
+  Rig d;
+  const std::vector<float> large(1 << 19, 3.f);  // 2 MiB
+  const auto bytes = static_cast<int64_t>(large.size() * sizeof(float));
+  auto* room = static_cast<float*>(d.gpu.allocate(bytes));
+  for (bool fits : {false, true, true}) {
+    const void* at = nullptr;
+    d.step([&] {
+      d.gpu.fill(room, 0, bytes);
+      at = d.gpu.list(room, large.data(), bytes);
+      d.gpu.copy(d.y, at, kBytes);
+    });
+    EXPECT((at != room) == fits);
+    EXPECT(d.at(d.y, 5) == 3);
+  }
+  d.gpu.release(room);
+}
+
+TEST_CASE("cuda steps: late values are those of their step") {
+  if (skipped()) return;
+  Rig d;
+  std::vector<Late> values;
+  for (int u = 0; u < 12; ++u) {
+    d.step([&] {
+      d.scale(static_cast<float>(u));
+      const Late twice = d.gpu.late(d.y + 2, 4);
+      values.push_back(d.gpu.late(d.y + 1, 4));
+      EXPECT(test::error_of([&] { twice.get<float>(); }).kind == Kind::internal);
+      values.push_back(twice);
+    });
+  }
+  for (int u = 0; u < 12; ++u) {
+    EXPECT(values[2 * u].get<float>() == static_cast<float>(u));
+    EXPECT(values[2 * u + 1].get<float>() == static_cast<float>(2 * u));
+  }
+  EXPECT(d.counts().replayed == 10);
+  const Late at_once = d.gpu.late(d.y + 3, 4);
+  d.gpu.fill(d.y, 0, kBytes);
+  EXPECT(at_once.get<float>() == 33);
+  for (int i = 0; i < 31; ++i) d.step([] {});
+  EXPECT(at_once.get<float>() == 33);
+  d.step([] {});
+  EXPECT(test::error_of([&] { at_once.get<float>(); }).kind == Kind::internal);
+}
+
+TEST_CASE("cuda steps: what is to be read back has to be flushed") {
+  if (skipped()) return;
+  Rig d;
+  float value = 0;
+  for (int i = 0; i < 3; ++i)
+    d.step([&] {
+      d.scale(4);
+      const auto early = [&] { d.gpu.download(&value, d.y + 1, 4); };
+      EXPECT(test::error_of(early).kind == Kind::internal);
+      EXPECT(test::error_of([&] { d.gpu.synchronize(); }).kind == Kind::internal);
+      d.gpu.flush();
+      early();
+      EXPECT(value == 4);
+      d.gpu.copy(d.z, d.y, kBytes);
+    });
+  EXPECT(d.at(d.z, 1) == 4);
+  EXPECT(d.counts().captured == 0);
+  EXPECT(d.counts().steps == 3);
+  EXPECT(test::error_of([&] { d.step([&] { d.gpu.begin_step(); }); }).kind == Kind::internal);
+}
+
+TEST_CASE("cuda steps: a step like earlier ones allocates nothing") {
+  if (skipped()) return;
+  Rig d;
+  const std::vector<float> large(3000, 1.f);
+  auto* room = static_cast<float*>(d.gpu.allocate(12000));
+  for (int32_t u = 0; u < 8; ++u) {
+    test::count_allocations(true);
+    {
+      StepScope scope(&d.gpu);
+      for (int i = 0; i < 50; ++i) d.scale(static_cast<float>(u + i));
+      d.gpu.list(d.z, &u, 4);
+      d.gpu.upload(room, large.data(), 12000);
+      d.gpu.late(d.y, 4);
+      scope.end();
+    }
+    const int64_t allocations = test::allocations();
+    test::count_allocations(false);
+    if (u >= 4) EXPECT_MESSAGE(allocations == 0, allocations);
+  }
+  EXPECT(d.counts().replayed == 6);
+  d.gpu.release(room);
+}
+
+}  // namespace sft::cuda

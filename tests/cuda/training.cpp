@@ -1,0 +1,62 @@
+// Training on a device: its steps replayed or done at once, and the device lost in the middle.
+#include <algorithm>
+#include <cstdlib>
+
+#include "engine/cuda/emulator/lost_device.h"
+#include "tests/op_spec.h"
+#include "tests/train/tiny_speech.h"
+#include "train/finetune.h"
+
+namespace sft {
+namespace {
+
+// Dropout and SpecAugment on; two groups of utterances that come again in every epoch.
+TrainJob job_on_device(const test::TinySpeech& speech, const char* run) {
+  return speech.job(run, {"run.device=cuda", "train.steps=8", "train.head_only=0.25",
+                          "model.dropout=0.1", "head.dropout=0.1", "eval.every=1"});
+}
+
+void same_checkpoints(const std::string& a, const std::string& b, const char* step) {
+  for (const char* file : {"/model.gguf", "/state.safetensors"})
+    EXPECT_MESSAGE(read_text(a + "/ckpt/" + step + file, 1 << 24) ==
+                       read_text(b + "/ckpt/" + step + file, 1 << 24),
+                   b << file);
+}
+
+}  // namespace
+
+TEST_CASE("trainer on cuda: replayed steps have the bits of steps done at once") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  const test::TinySpeech speech(4);
+  TrainJob queued = job_on_device(speech, "queued"), at_once = job_on_device(speech, "at-once");
+  std::string said;
+  queued.say = [&](const std::string& line) { said += line + "\n"; };
+  finetune(queued);
+  setenv("SFT_SYNC", "1", 1);
+  finetune(at_once);
+  unsetenv("SFT_SYNC");
+  same_checkpoints(queued.run, at_once.run, "step-00000008");
+  EXPECT_MESSAGE(said.find("graphs: ") != std::string::npos, said);
+}
+
+TEST_CASE("trainer on cuda: a device lost in the middle costs the updates since a checkpoint") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  using cuda::emulator::lose_device;
+  if (!lose_device) return test::skip("needs the emulator");
+  const test::TinySpeech speech(4);
+  TrainJob whole = job_on_device(speech, "whole"), broken = job_on_device(speech, "broken");
+  finetune(whole);
+  broken.progress = [&](int64_t done, double, const std::string&) {
+    if (done == 5) lose_device(50);
+  };
+  const Error error = test::error_of([&] { finetune(broken); });
+  EXPECT(error.kind == Kind::resource);
+  EXPECT(error.message.find("the device is lost") != std::string::npos);
+  EXPECT(error.hint.find("--resume") != std::string::npos);
+  lose_device(-1);
+  broken.resume = true;
+  finetune(broken);
+  same_checkpoints(whole.run, broken.run, "step-00000008");
+}
+
+}  // namespace sft
