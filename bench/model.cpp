@@ -151,10 +151,13 @@ class ModelBench {
   void step(Phases* phases = nullptr) {
     phases_ = phases;
     ctx().acts.rewind(0), ctx().scratch.rewind(0);
+    // As a trainer does it, unless a profile waits for each op.
+    cuda::StepScope device_step(trains_ && !ctx().dry && !ctx().profile ? workload_.gpu : nullptr);
     if (trains_)
       update();
     else
       hidden(EncodeOptions{.keep_all = true});
+    device_step.end();
     if (workload_.gpu) workload_.gpu->synchronize();
   }
 

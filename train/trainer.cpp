@@ -213,6 +213,7 @@ Trainer::Issued Trainer::issue(int64_t u) {
   }
   objective_.begin_update(ctx.rng, all_);
   prefetch(u + 1);
+  cuda::StepScope device_step(store_.gpu());
   zero(ctx, numbers_);
   for (int64_t k = 0; k < config_.train.accumulate; ++k)
     for (const Batch& piece : pieces_[group_of(u, k)]) {
@@ -223,7 +224,9 @@ Trainer::Issued Trainer::issue(int64_t u) {
       tape.clear();
     }
   optimise(ctx, store_, rule(u), numbers_.slice(1, 1), numbers_.slice(0, 1));
-  return {u, late(ctx, numbers_)};
+  const cuda::Late numbers = late(ctx, numbers_);
+  device_step.end();
+  return {u, numbers};
 }
 
 int64_t Trainer::evaluation_interval() const {
