@@ -41,7 +41,7 @@ struct Copy {
   bool operator==(const Copy&) const = default;
 };
 
-// From pinned memory, which stays as it is until this has been done.
+// From pinned memory, or from where it was sent to; which stays as it is until this has been done.
 struct Upload {
   void* to;
   const void* from;

@@ -1,6 +1,6 @@
 // Driver: what a Runtime needs of a device. Two twins: native.cpp (cudart, cuBLASLt) and
-// emulator/runtime.cpp (host memory), which the tests link. Everything happens in the order of one
-// stream.
+// emulator/runtime.cpp (host memory), which the tests link. Everything but send() happens in the
+// order of one stream.
 //
 // A failing call throws Kind::resource and names itself; errors of kernels come at a later call.
 #pragma once
@@ -43,6 +43,10 @@ class Driver {
   virtual void run(const Copy& copy) = 0;
   virtual void run(const Upload& upload) = 0;
   virtual void download(void* to, const void* from, int64_t bytes) = 0;  // `to` pinned, or wait
+  // From pinned memory on a second stream, while commands go on: nothing that may still run reads
+  // what lies there.
+  virtual void send(void* to, const void* from, int64_t bytes) = 0;
+  virtual void receive() = 0;  // commands from here on come after all that was sent
 
   virtual GemmChoices gemm_choices() const = 0;  // as a Runtime's
   virtual int64_t use_gemm_choices(const GemmChoices& recorded) = 0;

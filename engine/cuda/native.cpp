@@ -44,7 +44,7 @@ class Captured final : public Graph {
   void patch(const Commands& commands, size_t i) override {
     if (const auto* upload = std::get_if<Upload>(&commands[i])) {
       CUDA_CHECK(cudaGraphExecMemcpyNodeSetParams1D(exec_, nodes_[i], upload->to, upload->from,
-                                                    upload->bytes, cudaMemcpyHostToDevice));
+                                                    upload->bytes, cudaMemcpyDefault));
       return;
     }
     Commands::Args args;
@@ -77,16 +77,19 @@ class Native final : public Driver {
            "cuda: no device (driver {}.{})", driver / 1000, driver % 1000 / 10);
     CUDA_CHECK(cudaSetDevice(0));
     CUDA_CHECK(cudaGetDeviceProperties(&properties_, 0));
-    CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    for (cudaStream_t* stream : {&stream_, &aside_})
+      CUDA_CHECK(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreateWithFlags(&sent_, cudaEventDisableTiming));
     workspace_ = allocate(kWorkspace);
     for (cudaEvent_t& event : events_)
       CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   }
   ~Native() override {
-    cudaStreamSynchronize(stream_);
+    for (cudaStream_t stream : {stream_, aside_}) cudaStreamSynchronize(stream);
     cudaFree(workspace_);
     for (cudaEvent_t event : events_) cudaEventDestroy(event);
-    cudaStreamDestroy(stream_);
+    cudaEventDestroy(sent_);
+    for (cudaStream_t stream : {stream_, aside_}) cudaStreamDestroy(stream);
   }
 
   std::string name() const override {
@@ -136,10 +139,17 @@ class Native final : public Driver {
     CUDA_CHECK(cudaMemcpyAsync(c.to, c.from, c.bytes, cudaMemcpyDeviceToDevice, stream_));
   }
   void run(const Upload& u) override {
-    CUDA_CHECK(cudaMemcpyAsync(u.to, u.from, u.bytes, cudaMemcpyHostToDevice, stream_));
+    CUDA_CHECK(cudaMemcpyAsync(u.to, u.from, u.bytes, cudaMemcpyDefault, stream_));
   }
   void download(void* to, const void* from, int64_t bytes) override {
     CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_));
+  }
+  void send(void* to, const void* from, int64_t bytes) override {
+    CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, aside_));
+  }
+  void receive() override {
+    CUDA_CHECK(cudaEventRecord(sent_, aside_));
+    CUDA_CHECK(cudaStreamWaitEvent(stream_, sent_, 0));
   }
   void mark(int event) override { CUDA_CHECK(cudaEventRecord(events_[event], stream_)); }
   void wait_for(int event) override { CUDA_CHECK(cudaEventSynchronize(events_[event])); }
@@ -195,7 +205,8 @@ class Native final : public Driver {
   }
 
   cudaDeviceProp properties_{};
-  cudaStream_t stream_ = nullptr;
+  cudaStream_t stream_ = nullptr, aside_ = nullptr;
+  cudaEvent_t sent_ = nullptr;  // the newest copy on aside_
   void* workspace_ = nullptr;
   std::array<cudaEvent_t, kEvents> events_{};
   std::unordered_map<const void*, uint32_t> allowed_;  // bytes of shared memory, of each kernel

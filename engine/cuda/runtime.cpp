@@ -13,26 +13,52 @@ namespace {
 constexpr int64_t kLateSlots = 64;  // of a step
 constexpr int64_t kChunk = 16 << 20;
 
-// Pinned memory that uploads wait in.
+// Where uploads of a step wait: pinned memory, and as much of the device's, to which they are sent
+// while the step before computes.
 class Staging {
  public:
   explicit Staging(Driver& driver) : driver_(driver) {}
-  void clear() { chunk_ = 0, used_ = 0; }
+  // Nothing reads any more what was kept.
+  void clear() {
+    newest_ = 0;
+    for (Chunk& chunk : chunks_) chunk.used = chunk.sent = 0;
+  }
+  // Where on the device it will lie.
   const void* keep(const void* from, int64_t bytes) {
-    while (chunk_ < chunks_.size() && used_ + bytes > chunks_[chunk_].size()) ++chunk_, used_ = 0;
-    if (chunk_ == chunks_.size())
-      chunks_.push_back(DriverMemory::pinned(driver_, std::max(bytes, kChunk)));
-    char* to = chunks_[chunk_].bytes() + used_;
-    std::memcpy(to, from, bytes);
-    used_ += bytes;
-    return to;
+    while (newest_ < chunks_.size() && !chunks_[newest_].has_room(bytes)) ++newest_;
+    if (newest_ == chunks_.size()) {
+      const int64_t size = std::max(bytes, kChunk);
+      chunks_.push_back(
+          {DriverMemory::pinned(driver_, size), DriverMemory::of_device(driver_, size)});
+    }
+    Chunk& chunk = chunks_[newest_];
+    std::memcpy(chunk.host.bytes() + chunk.used, from, bytes);
+    const void* there = chunk.device.bytes() + chunk.used;
+    chunk.used += (bytes + 63) / 64 * 64;
+    return there;
+  }
+  // What was kept since the last call.
+  void send() {
+    bool sent = false;
+    for (Chunk& chunk : chunks_) {
+      const int64_t end = std::min(chunk.used, chunk.host.size()), begin = chunk.sent;
+      if (end <= begin) continue;
+      driver_.send(chunk.device.bytes() + begin, chunk.host.bytes() + begin, end - begin);
+      chunk.sent = end, sent = true;
+    }
+    if (sent) driver_.receive();
   }
 
  private:
+  struct Chunk {
+    DriverMemory host, device;
+    int64_t used = 0, sent = 0;  // bytes
+
+    bool has_room(int64_t bytes) const { return used + bytes <= host.size(); }
+  };
   Driver& driver_;
-  std::deque<DriverMemory> chunks_;
-  size_t chunk_ = 0;
-  int64_t used_ = 0;  // of the chunk
+  std::deque<Chunk> chunks_;
+  size_t newest_ = 0;
 };
 
 }  // namespace
@@ -56,6 +82,11 @@ struct Runtime::Steps {
   }
   void mark(int64_t step) { driver.mark(static_cast<int>(step % Driver::kEvents)); }
   void wait_for(int64_t step) { driver.wait_for(static_cast<int>(step % Driver::kEvents)); }
+  // What commands of the open step will read, on its way.
+  void send() {
+    lists.send();
+    staging[opened % 2].send();
+  }
   // Now, or when the step ends.
   template <class C>
   void give(const C& command) {
@@ -217,7 +248,7 @@ void Runtime::begin_step() {
 void Runtime::end_step() {
   Steps& s = *steps_;
   if (!s.open) return;
-  s.lists.send();
+  s.send();
   s.graphs.run(s.commands, s.whole);
   if (s.late) driver_->download(s.arrivals(s.newest), s.late_values.bytes(), s.late * Late::kBytes);
   s.mark(s.newest);
@@ -234,7 +265,7 @@ void Runtime::flush() {
   Steps& s = *steps_;
   if (!s.open) return;
   s.whole = false;
-  s.lists.send();
+  s.send();
   s.graphs.run_each(s.commands);
   s.commands.clear();
   driver_->wait();

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "engine/cuda/driver.h"
+#include "engine/cuda/emulator/lost_device.h"
 #include "engine/cuda/step_graphs.h"
 #include "tests/allocations.h"
 #include "tests/cuda/kernels.h"
@@ -16,6 +17,7 @@ namespace {
 // Another device's driver, watched.
 struct Watch {
   int64_t commands = 0, uploads = 0;  // run one by one
+  int64_t sent = 0;                   // beside them
   bool refuse = false;                // to capture
 };
 
@@ -37,6 +39,10 @@ class Watched final : public Driver {
   void download(void* to, const void* from, int64_t bytes) override {
     inner_->download(to, from, bytes);
   }
+  void send(void* to, const void* from, int64_t bytes) override {
+    ++watch_.sent, inner_->send(to, from, bytes);
+  }
+  void receive() override { inner_->receive(); }
   GemmChoices gemm_choices() const override { return inner_->gemm_choices(); }
   int64_t use_gemm_choices(const GemmChoices& choices) override {
     return inner_->use_gemm_choices(choices);
@@ -125,6 +131,75 @@ TEST_CASE("cuda steps: what is queued runs at the end, in order; what is dropped
   }
   d.step([] {});
   EXPECT(d.at(d.y, 3) == 6);
+}
+
+TEST_CASE("cuda steps: uploads go up together beside the step before, into memory of their turn") {
+  if (skipped()) return;
+  Rig d;
+  d.watch = {};
+  std::vector<float> values(kCount);
+  for (int step = 1; step <= 7; ++step) {
+    d.step([&] {
+      for (const int half : {0, 1}) {
+        std::fill(values.begin(), values.end(), static_cast<float>(10 * step + half));
+        d.gpu.upload(d.x + half * kCount / 2, values.data(), kBytes / 2);
+      }
+      std::fill(values.begin(), values.end(), -1.0f);  // free at return
+      d.scale(2);
+    });
+    EXPECT(d.watch.sent == step);
+    EXPECT(d.at(d.y, 1) == static_cast<float>(20 * step));
+    EXPECT(d.at(d.y, kCount - 1) == static_cast<float>(20 * step + 2));
+  }
+  EXPECT(d.counts().replayed > 0);
+}
+
+TEST_CASE("cuda steps: more to upload than one chunk of staging holds") {
+  if (skipped()) return;
+  Rig d;
+  constexpr int64_t kLarge = 9 << 20;
+  auto* room = static_cast<char*>(d.gpu.allocate(3 * kLarge));
+  for (const char mark : {'a', 'b', 'c'}) {
+    d.step([&] {
+      for (const int64_t part : {0, 1, 2}) {
+        const std::vector<char> bytes(kLarge, static_cast<char>(mark + part));
+        d.gpu.upload(room + part * kLarge, bytes.data(), kLarge);
+      }
+    });
+    std::vector<char> got(3 * kLarge);
+    d.gpu.download(got.data(), room, 3 * kLarge);
+    for (int64_t i = 0; i < 3 * kLarge; i += kLarge - 1) EXPECT(got[i] == mark + i / kLarge);
+  }
+  d.gpu.release(room);
+}
+
+TEST_CASE("cuda emulator: what is sent is there when received, and never over what may be read") {
+  if (skipped()) return;
+  if (!emulator::lose_device) return test::skip("needs the emulator");
+  const std::unique_ptr<Driver> driver = open_driver();
+  const DriverMemory slot = DriverMemory::of_device(*driver, 64),
+                     to = DriverMemory::of_device(*driver, 64),
+                     host = DriverMemory::pinned(*driver, 64);
+  std::memset(host.bytes(), 5, 64);
+  const auto arrived = [&] {
+    driver->run(Upload{to.bytes(), slot.bytes(), 64});
+    return static_cast<int>(to.bytes()[63]);
+  };
+  const auto send = [&] { driver->send(slot.bytes(), host.bytes(), 64); };
+  send();
+  EXPECT(arrived() == -1);
+  driver->wait();
+  send(), driver->receive();
+  EXPECT(arrived() == 5);
+  driver->mark(3);
+  EXPECT(test::error_of(send).message.find("may still read") != std::string::npos);
+  driver->wait_for(3);
+  send(), driver->receive();
+  EXPECT(arrived() == 5);
+  driver->mark(3), driver->mark(4);
+  arrived();
+  driver->wait_for(4);
+  EXPECT(test::error_of(send).kind == Kind::internal);
 }
 
 TEST_CASE("cuda steps: a step that comes again is replayed with its own values") {

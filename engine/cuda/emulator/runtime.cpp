@@ -1,5 +1,6 @@
 // The emulator's Driver: device memory is host memory, everything happens at once, and a graph is a
 // copy of its commands.
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -82,14 +83,32 @@ class Emulated final : public Driver {
   }
   void run(const Fill& f) override { alive("fill"), std::memset(f.to, f.byte, f.bytes); }
   void run(const Copy& c) override { alive("copy"), std::memcpy(c.to, c.from, c.bytes); }
-  void run(const Upload& u) override { alive("upload"), std::memcpy(u.to, u.from, u.bytes); }
+  void run(const Upload& u) override {
+    alive("upload");
+    reads_.push_back({static_cast<const char*>(u.from), u.bytes, ++uploads_});
+    std::memcpy(u.to, u.from, u.bytes);
+  }
   void download(void* to, const void* from, int64_t bytes) override {
     alive("download");
     std::memcpy(to, from, bytes);
   }
-  void mark(int) override {}
-  void wait_for(int) override {}
-  void wait() override { alive("wait"); }
+  // What is sent is there when it is received; until then it is NaN.
+  void send(void* to, const void* from, int64_t bytes) override {
+    alive("send");
+    const auto* begin = static_cast<const char*>(to);
+    for (const Read& read : reads_)
+      if (read.from < begin + bytes && begin < read.from + read.bytes)
+        fail(Kind::internal, "cuda: {} bytes are sent to where an upload may still read", bytes);
+    std::memset(to, 0xFF, bytes);
+    sent_.push_back({to, from, bytes});
+  }
+  void receive() override {
+    for (const Upload& u : sent_) std::memcpy(u.to, u.from, u.bytes);
+    sent_.clear();
+  }
+  void mark(int event) override { marks_[event] = uploads_; }
+  void wait_for(int event) override { done(marks_[event]); }
+  void wait() override { alive("wait"), done(uploads_); }
   std::unique_ptr<Graph> capture(const Commands& commands) override {
     return std::make_unique<CopiedCommands>(*this, commands);
   }
@@ -123,6 +142,19 @@ class Emulated final : public Driver {
   }
 
  private:
+  // The host knows that uploads up to this one are done.
+  void done(int64_t upload) {
+    std::erase_if(reads_, [=](const Read& read) { return read.upload <= upload; });
+  }
+
+  struct Read {
+    const char* from;
+    int64_t bytes, upload;
+  };
+  int64_t uploads_ = 0;
+  std::array<int64_t, kEvents> marks_{};
+  std::vector<Read> reads_;  // that may be under way, for all the host knows
+  std::vector<Upload> sent_;
   std::map<GemmKey, GemmAlgorithm> algorithms_;
 };
 
