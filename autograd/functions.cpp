@@ -13,6 +13,8 @@
 #include "engine/ops/linear.h"
 #include "engine/ops/lstm.h"
 #include "engine/ops/pos_conv.h"
+#include "engine/ops/rel_gate.h"
+#include "engine/ops/rel_table.h"
 #include "engine/ops/segment_mean.h"
 #include "engine/ops/take_rows.h"
 #include "engine/ops/weight_norm.h"
@@ -66,11 +68,31 @@ Var conv_strided(Tape& t, Var x, Var weight, Var bias, Var norm_weight, Var norm
       });
 }
 
-Var attention(Tape& t, Var qkv, int heads, Dropout dropout, Segments segments) {
-  const AttentionOut out = attention_forward(t.ctx, qkv, heads, dropout, segments);
-  return t.record("attention", out.y, {qkv}, [=](Tape& t, Tensor dy) {
-    const Grad dqkv = t.grad(qkv);
-    attention_backward(t.ctx, dy, qkv, out, heads, dropout, segments, dqkv);
+Var attention(Tape& t, Var qkv, int heads, Dropout dropout, Segments segments,
+              const RelativeBiasVars& vars) {
+  const RelativeBias bias{vars.gate, vars.table};
+  const AttentionOut out = attention_forward(t.ctx, qkv, bias, heads, dropout, segments);
+  return t.record("attention", out.y, {qkv, vars.gate, vars.table}, [=](Tape& t, Tensor dy) {
+    AttentionGrads grads;
+    grads.qkv = t.grad(qkv), grads.gate = t.grad(vars.gate), grads.table = t.grad(vars.table);
+    attention_backward(t.ctx, dy, qkv, bias, out, heads, dropout, segments, grads);
+  });
+}
+
+Var rel_gate(Tape& t, Var x, Var weight, Var bias, Var scale) {
+  const Tensor gate = rel_gate_forward(t.ctx, x, weight, bias, scale);
+  return t.record("rel_gate", gate, {x, weight, bias, scale}, [=](Tape& t, Tensor dgate) {
+    RelGateGrads grads;
+    grads.x = t.grad(x), grads.weight = t.grad(weight);
+    grads.bias = t.grad(bias), grads.scale = t.grad(scale);
+    rel_gate_backward(t.ctx, dgate, x, weight, bias, scale, grads);
+  });
+}
+
+Var rel_table(Tape& t, Var embedding, std::span<const int32_t> buckets) {
+  const Tensor table = rel_table_forward(t.ctx, embedding, buckets);
+  return t.record("rel_table", table, {embedding}, [=](Tape& t, Tensor dtable) {
+    rel_table_backward(t.ctx, dtable, buckets, t.grad(embedding));
   });
 }
 

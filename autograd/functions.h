@@ -10,8 +10,13 @@
 
 namespace sft {
 
-// segments outlive the backward.
-Var attention(Tape& t, Var qkv, int heads, Dropout dropout, Segments segments);
+// Gated relative position bias: from rel_gate and rel_table.
+struct RelativeBiasVars {
+  Var gate, table;
+};
+// segments outlive the backward. bias empty: none.
+Var attention(Tape& t, Var qkv, int heads, Dropout dropout, Segments segments,
+              const RelativeBiasVars& bias = {});
 Var cosine_logits(Tape& t, Var x, Var embedding, float temperature);
 // Views of slots outlive the backward.
 Var conv_stem(Tape& t, Tensor samples, Var weight, Var bias, Var norm_weight, Var norm_bias,
@@ -50,6 +55,9 @@ Var pos_conv(Tape& t, Var x, Var weight, Var bias, int groups, Segments segments
 // The value itself, not a copy; its gradient arrives multiplied by `factor`.
 Var scale_grad(Tape& t, Var x, float factor);
 Var segment_mean(Tape& t, Var x, const Segments& segments);
+Var rel_gate(Tape& t, Var x, Var weight, Var bias, Var scale);
+// buckets outlive the backward.
+Var rel_table(Tape& t, Var embedding, std::span<const int32_t> buckets);
 // rows outlive the backward.
 Var take_rows(Tape& t, Var x, std::span<const int32_t> rows);
 Var weight_norm(Tape& t, Var g, Var v);

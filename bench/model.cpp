@@ -46,7 +46,8 @@ class RandomWeights {
   void add(TensorMap& to, const std::vector<TensorSpec>& specs) {
     for (const TensorSpec& spec : specs) {
       std::vector<float> values(spec.shape.count(), 1.0f);
-      if (!spec.name.ends_with("norm.weight") && !spec.name.ends_with("weight_g"))
+      if (!spec.name.ends_with("norm.weight") && !spec.name.ends_with("weight_g") &&
+          !spec.name.ends_with("rel_gate.scale"))
         fill(spec, values);
       to.add_owned(spec.name, spec.shape, std::move(values));
     }

@@ -358,9 +358,7 @@ ModelWriter::ModelWriter(const std::string& path, std::string_view format, const
 void ModelWriter::write(const TensorMap& tensors) {
   for (size_t i = 0; i < tensors_.size(); ++i) {
     const TensorSpec& stored = writer_->tensors()[i];
-    Tensor tensor = tensors.find(tensors_[i].name);
-    tensor.shape = stored.shape;
-    writer_->write(stored.name, tensor);
+    writer_->write(stored.name, tensors.find(tensors_[i].name).reshaped(stored.shape));
   }
 }
 

@@ -53,6 +53,7 @@ const std::vector<Config>& families() {
       named("hubert"),
       named("wav2vec2"),
       named("unispeechsat"),
+      named("wavlm"),
   };
   return table;
 }
@@ -104,6 +105,15 @@ void check_encoder(const Requirement& require, const Config& c) {
       fmt::format("pos_conv.groups {} does not divide embedding_length {}", c.pos_groups, c.width));
 }
 
+void check_relative_bias(const Requirement& require, const Config& c) {
+  if (!c.relative_bias()) return;
+  require(c.rel_buckets >= 4 && c.rel_buckets % 4 == 0 && c.rel_buckets <= 1 << 16,
+          "attention.rel_buckets is not a multiple of 4 in 4..2^16");
+  require(c.rel_max_distance > c.rel_buckets / 4 && c.rel_max_distance <= 1 << 16,
+          fmt::format("attention.rel_max_distance {} is not in {}..2^16", c.rel_max_distance,
+                      c.rel_buckets / 4 + 1));
+}
+
 void check_training(const Requirement& require, const Config& c) {
   const auto& t = c.train;
   for (double p : {t.dropout, t.attention_dropout, t.activation_dropout, t.input_dropout,
@@ -137,6 +147,7 @@ void check_config(const Config& config, std::string_view where) {
   const Requirement require{where};
   family(config.arch, where);
   check_encoder(require, config);
+  check_relative_bias(require, config);
   check_convolutions(require, config);
   check_training(require, config);
   check_task(require, config.task);
@@ -157,6 +168,10 @@ class Fields {
     field(a + "attention.head_count", c_.heads);
     field(a + "attention.layer_norm_epsilon", c_.norm_eps);
     field(a + "attention.pre_norm", c_.pre_norm);
+    if (c_.relative_bias()) {
+      field(a + "attention.rel_buckets", c_.rel_buckets);
+      field(a + "attention.rel_max_distance", c_.rel_max_distance);
+    }
     field(a + "conv.dims", c_.conv_dims);
     field(a + "conv.kernels", c_.conv_kernels);
     field(a + "conv.strides", c_.conv_strides);
@@ -290,6 +305,10 @@ const std::map<std::string, Config, std::less<>>& presets() {
     t["wav2vec2-tiny"].arch = "wav2vec2";
     t["unispeech-sat-base"] = named("unispeechsat");
     t["unispeech-sat-large"] = large("unispeechsat", false);
+    t["wavlm-base"] = t["wavlm-base-plus"] = named("wavlm");
+    t["wavlm-large"] = large("wavlm", false);
+    t["wavlm-tiny"] = tiny();
+    t["wavlm-tiny"].arch = "wavlm";
     return t;
   }();
   return table;

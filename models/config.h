@@ -12,13 +12,15 @@
 namespace sft {
 
 struct Config {
-  std::string arch = "hubert";  // hubert, wav2vec2, unispeechsat
+  std::string arch = "hubert";  // hubert, wav2vec2, unispeechsat, wavlm
   int64_t layers = 12;          // block_count
   int64_t width = 768;          // embedding_length, C
   int64_t ffn = 3072;           // feed_forward_length, F
   int64_t heads = 12;           // attention.head_count, H
   double norm_eps = 1e-5;       // attention.layer_norm_epsilon
   bool pre_norm = false;        // attention.pre_norm
+  // Of WavLM's relative position bias: attention.rel_buckets, attention.rel_max_distance.
+  int64_t rel_buckets = 320, rel_max_distance = 800;
 
   std::vector<int64_t> conv_dims = {512, 512, 512, 512, 512, 512, 512};
   std::vector<int64_t> conv_kernels = {10, 3, 3, 3, 3, 2, 2};
@@ -56,6 +58,7 @@ struct Config {
   // (general.file_type, general.alignment, general.quantization_version).
   Metadata provenance = Metadata("metadata");
 
+  bool relative_bias() const { return arch == "wavlm"; }
   int64_t head_width() const { return width / heads; }
   int64_t hop() const;        // samples from frame to frame: the product of the strides
   int64_t receptive() const;  // samples that one frame sees

@@ -6,7 +6,7 @@ namespace sft {
 
 EncoderLayer::EncoderLayer(const Config& config, int index) {
   const uint32_t site = fnv1a(fmt::format("enc.{}", index));
-  attn = SelfAttention(config.width, site);
+  attn = SelfAttention(config, index, site);
   attn_norm = LayerNorm(config.width);
   ffn = FeedForward(config.width, config.ffn, site);
   ffn_norm = LayerNorm(config.width);
@@ -20,6 +20,7 @@ Encoder::Encoder(const Config& c)
   pos_conv.weight_v.shape = {c.width, c.width / c.pos_groups, c.pos_kernel};
   pos_conv.bias.shape = {c.width};
   for (int i = 0; i < c.layers; ++i) layers.emplace_back(c, i);
+  if (c.relative_bias()) rel_buckets = relative_buckets(c.rel_buckets, c.rel_max_distance);
 }
 
 namespace {
@@ -36,12 +37,13 @@ Var run_layer(Tape& t, std::span<const Var> in, const LayerState& s) {
   const auto eps = static_cast<float>(s.config->norm_eps);
   const int heads = static_cast<int>(s.config->heads);
   const EncoderLayer& layer = *s.layer;
-  const Var x = in[0];
+  const Var x = in[0], table = in[1];
   if (s.config->pre_norm) {
-    const Var mid = layer.attn(t, layer.attn_norm(t, x, eps), x, heads, s.rates, s.segments);
+    const Var normed = layer.attn_norm(t, x, eps);
+    const Var mid = layer.attn(t, normed, x, table, heads, s.rates, s.segments);
     return layer.ffn(t, layer.ffn_norm(t, mid, eps), mid, s.rates, s.segments);
   }
-  const Var mid = layer.attn_norm(t, layer.attn(t, x, x, heads, s.rates, s.segments), eps);
+  const Var mid = layer.attn_norm(t, layer.attn(t, x, x, table, heads, s.rates, s.segments), eps);
   return layer.ffn_norm(t, layer.ffn(t, mid, mid, s.rates, s.segments), eps);
 }
 
@@ -83,11 +85,13 @@ HiddenStates Encoder::encode(Tape& t, Var features, Segments segments,
       [](Tape& t, std::span<const Var> in, const EntryState& s) { return run_entry(t, in, s); },
       EntryState{this, options.rates, segments, options.masked});
   if (keep(0)) out.states[0] = x;
+  const Var table =
+      config.relative_bias() ? rel_table(t, layers[0].attn.rel_bias, rel_buckets) : Var{};
   for (size_t i = 0; i < layers.size(); ++i) {
     const int state = static_cast<int>(i) + 1;
     if (!layer_dropped(t.ctx.rng, static_cast<int>(i), options.layerdrop))
       x = t.block(
-          "enc.layer", {x}, options.recompute,
+          "enc.layer", {x, table}, options.recompute,
           [](Tape& t, std::span<const Var> in, const LayerState& s) { return run_layer(t, in, s); },
           LayerState{&layers[i], &config, options.rates, segments});
     if (keep(state)) out.states[state] = x;

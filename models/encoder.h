@@ -1,5 +1,6 @@
-// The encoder of HuBERT (Hsu et al. 2021, arXiv:2106.07447) and wav2vec 2.0 (Baevski et al. 2020,
-// arXiv:2006.11477), post-LN and pre-LN: the same graph, told apart by their configuration.
+// The encoder of HuBERT (Hsu et al. 2021, arXiv:2106.07447), wav2vec 2.0 (Baevski et al. 2020,
+// arXiv:2006.11477) and, with what models/wavlm.h adds to its attention, WavLM; post-LN and pre-LN:
+// the same graph, told apart by their configuration.
 //
 //   frames -> layer norm -> linear -> [span mask] -> + gelu(positional convolution) -> [layer norm]
 //          -> layers -> [layer norm]
@@ -65,6 +66,7 @@ struct Encoder {
   PositionalConv pos_conv;
   LayerNorm norm;
   std::vector<EncoderLayer> layers;
+  std::vector<int32_t> rel_buckets;  // WavLM; models/wavlm.h
 
   Encoder() = default;
   explicit Encoder(const Config& config);

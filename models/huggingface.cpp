@@ -25,6 +25,7 @@ constexpr std::array kFamilies = {
     Family{"hubert", "hubert", "HubertModel"},
     Family{"wav2vec2", "wav2vec2", "Wav2Vec2Model"},
     Family{"unispeechsat", "unispeech-sat", "UniSpeechSatModel"},
+    Family{"wavlm", "wavlm", "WavLMModel"},
 };
 
 struct Spelling {
@@ -51,6 +52,9 @@ constexpr std::array kSpellings = {
     Spelling{"enc.#.attn.k.*", "encoder.layers.#.attention.k_proj.*"},
     Spelling{"enc.#.attn.v.*", "encoder.layers.#.attention.v_proj.*"},
     Spelling{"enc.#.attn.o.*", "encoder.layers.#.attention.out_proj.*"},
+    Spelling{"enc.#.attn.rel_bias", "encoder.layers.#.attention.rel_attn_embed.weight"},
+    Spelling{"enc.#.attn.rel_gate.*", "encoder.layers.#.attention.gru_rel_pos_linear.*"},
+    Spelling{"enc.#.attn.rel_gate.scale", "encoder.layers.#.attention.gru_rel_pos_const"},
     Spelling{"enc.#.attn_norm.*", "encoder.layers.#.layer_norm.*"},
     Spelling{"enc.#.ffn.up.*", "encoder.layers.#.feed_forward.intermediate_dense.*"},
     Spelling{"enc.#.ffn.down.*", "encoder.layers.#.feed_forward.output_dense.*"},
@@ -120,8 +124,11 @@ std::string backbone_prefix(const TensorFile& file) {
   return prefixes[0];
 }
 
-// Leading dimensions of 1 that our names do not have: [1, 1, K] -> [K], [1, GV, d] -> [GV, d].
+// Dimensions of 1 that our names do not have: [1, 1, K] -> [K], [1, GV, d] -> [GV, d],
+// [1, H, 1, 1] -> [H].
 Shape our_shape(std::string_view name, const Shape& shape) {
+  if (name.ends_with("rel_gate.scale"))
+    return shape == Shape{1, shape.count(), 1, 1} ? Shape{shape.count()} : shape;
   const size_t drop = name.ends_with("weight_g") ? 2 : name == "pretrain.vq.codebook" ? 1 : 0;
   const auto dims = shape.dims();
   if (dims.size() <= drop) return shape;
@@ -132,6 +139,7 @@ Shape our_shape(std::string_view name, const Shape& shape) {
 
 Shape their_shape(std::string_view name, const Shape& shape) {
   if (name.ends_with("weight_g")) return {1, 1, shape[0]};
+  if (name.ends_with("rel_gate.scale")) return {1, shape[0], 1, 1};
   if (name == "pretrain.vq.codebook") return {1, shape[0], shape[1]};
   return shape;
 }
@@ -243,10 +251,12 @@ Config architecture(const Fields& f) {
   f.get("feat_proj_layer_norm", c.feat_norm);
   f.get("num_conv_pos_embeddings", c.pos_kernel);
   f.get("num_conv_pos_embedding_groups", c.pos_groups);
+  f.get("num_buckets", c.rel_buckets);
+  f.get("max_bucket_distance", c.rel_max_distance);
   return c;
 }
 
-// Defaults are those of HubertConfig and Wav2Vec2Config.
+// Defaults are those of HubertConfig, Wav2Vec2Config and WavLMConfig.
 void read_training(const Fields& f, Config& c) {
   auto& t = c.train;
   t.activation_dropout = 0.1, t.input_dropout = 0, t.feature_dropout = 0, t.layerdrop = 0.1;
@@ -454,6 +464,10 @@ Json config_json(const Config& config, bool pretraining, Dtype dtype) {
       {"eos_token_id", 2},
       {"torch_dtype", torch_name(dtype)},
   };
+  if (config.relative_bias()) {
+    json["num_buckets"] = config.rel_buckets;
+    json["max_bucket_distance"] = config.rel_max_distance;
+  }
   json["architectures"] = Json::array({pretraining ? "Wav2Vec2ForPreTraining" : family.bare});
   return json;
 }

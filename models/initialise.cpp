@@ -53,6 +53,7 @@ std::vector<float> values_of(std::string_view name, const Shape& shape, uint64_t
   if (name.find("norm.") != std::string_view::npos) return values.constant(bias ? 0 : 1);
   if (name == "mask_emb" || name == "pretrain.label_emb") return values.uniform(0, 1);
   if (name == "task.layer_weights") return values.constant(0);
+  if (name.ends_with("rel_gate.scale")) return values.constant(1);
   if (name.starts_with("conv."))
     return bias ? values.uniform(-bound, bound) : values.normal(std::sqrt(2 / inputs));
   if (name.starts_with("pos_conv.")) {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "autograd/functions.h"
-#include "models/module.h"
+#include "models/wavlm.h"
 
 namespace sft {
 
@@ -47,19 +47,22 @@ struct DropoutRates {
 struct SelfAttention {
   Param qkv_weight, qkv_bias;  // [3C, C], [3C]: q, k and v behind each other
   Linear o;
+  RelativeGate rel_gate;  // WavLM
+  Param rel_bias;         // WavLM, layer 0: [buckets, H], of all layers
   uint32_t probs_site = 0, site = 0;
 
   SelfAttention() = default;
-  SelfAttention(int64_t width, uint32_t layer_site);
+  SelfAttention(const Config& config, int layer, uint32_t layer_site);
 
   template <class V>
   void visit(V&& v) {
     v({"q.weight", "k.weight", "v.weight"}, qkv_weight);
     v({"q.bias", "k.bias", "v.bias"}, qkv_bias);
     v("o", o);
+    v("rel_gate", rel_gate), v("rel_bias", rel_bias);
   }
-  // residual + dropout(attention(x)).
-  Var operator()(Tape& t, Var x, Var residual, int heads, const DropoutRates& rates,
+  // residual + dropout(attention(x)). table: of relative positions, empty without.
+  Var operator()(Tape& t, Var x, Var residual, Var table, int heads, const DropoutRates& rates,
                  Segments segments) const;
 };
 

@@ -28,6 +28,7 @@ struct AttentionBatch {
 // first >= T. Blocks beside each other share keys and values, the longest utterances start first.
 // The grid depends on the batch's size and its longest utterance alone.
 struct AttentionBlock {
+  int index;  // of the utterance, in the batch
   int start;  // of the utterance, in the pack
   int T;      // its frames
   int head;
@@ -35,12 +36,12 @@ struct AttentionBlock {
   uint32_t utterance;
 
   __device__ AttentionBlock(const AttentionBatch& batch, int rows) {
-    const int b = batch.longest_first[blockIdx.z];
-    start = batch.starts[b];
-    T = batch.starts[b + 1] - start;
+    index = batch.longest_first[blockIdx.z];
+    start = batch.starts[index];
+    T = batch.starts[index + 1] - start;
     head = static_cast<int>(blockIdx.y);
     first = static_cast<int>(blockIdx.x) * rows;
-    utterance = static_cast<uint32_t>(batch.utterances[b]);
+    utterance = static_cast<uint32_t>(batch.utterances[index]);
   }
 };
 

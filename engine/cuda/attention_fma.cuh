@@ -13,7 +13,7 @@
 // Numbers  f32, sums in ascending order of the streamed rows; the same bits every run
 #pragma once
 
-#include "engine/cuda/attention.cuh"
+#include "engine/cuda/attention_bias.cuh"
 
 namespace sft::cuda {
 
@@ -69,6 +69,36 @@ struct FmaTile {
 
   __device__ __forceinline__ static float& score_at(float* scores, int i, int j) {
     return scores[(i * 16 + y()) * kScores + j * 16 + x()];
+  }
+
+  // scores += gate times the window's entry; gates [R] of rows, or [N] of columns.
+  template <bool kOfColumns>
+  __device__ __forceinline__ static void add_bias(const float* gates, const float* window,
+                                                  float unit, Scores& scores) {
+#pragma unroll
+    for (int i = 0; i < I; ++i)
+#pragma unroll
+      for (int j = 0; j < J; ++j) {
+        const int r = i * 16 + y(), c = j * 16 + x();
+        scores[i][j] += gates[kOfColumns ? c : r] * (unit * window[c - r + R - 1]);
+      }
+  }
+
+  // Diagonal x of scores [R, N] in shared memory, that of column - row = x - R + 1, each row times
+  // its gate.
+  __device__ __forceinline__ static float diagonal(const float* scores, const float* gates, int x) {
+    const int shift = x - (R - 1);
+    float sum = 0;
+    for (int r = max(0, -shift); r < min(R, N - shift); ++r)
+      sum += gates[r] * scores[r * kScores + r + shift];
+    return sum;
+  }
+
+  // Gates of `rows` queries from `first` on.
+  __device__ __forceinline__ static void load_gates(const float* gates, int first, int rows,
+                                                    int there, float* to) {
+    for (int i = static_cast<int>(threadIdx.x); i < rows; i += kThreads)
+      to[i] = i < there ? gates[first + i] : 0.0f;
   }
 
   // sums += scores b; scores [R, N] in shared memory
@@ -138,7 +168,7 @@ struct FmaTile {
   }
 };
 
-template <int W>
+template <int W, bool Biased>
 struct FmaForwardShared {
   using Tile = FmaTile<W>;
   alignas(16) float q[Tile::R * Tile::kStride];
@@ -147,19 +177,33 @@ struct FmaForwardShared {
   uint8_t keep[Tile::R * Tile::N / 8];
 };
 
-template <class T, int W>
+template <int W>
+struct FmaForwardShared<W, true> : FmaForwardShared<W, false> {
+  using Tile = FmaTile<W>;
+  float gates[Tile::R], window[Tile::R + Tile::N];
+};
+
+struct PlainCopy {
+  __device__ __forceinline__ void operator()(float* to, const float* from) const { *to = *from; }
+};
+
+template <class T, int W, bool Biased>
 __global__ void __launch_bounds__(256)
-    attention_fma_forward_kernel(AttentionBatch batch, Matrix<T> qkv, Matrix<T> y, float* lse) {
+    attention_fma_forward_kernel(AttentionBatch batch, AttentionBias bias, Matrix<T> qkv,
+                                 Matrix<T> y, float* lse) {
   using Tile = FmaTile<W>;
   constexpr int R = Tile::R, N = Tile::N, I = Tile::I, J = Tile::J;
   const AttentionBlock block(batch, R);
   if (block.first >= block.T) return;
-  FmaForwardShared<W>& shared = shared_memory<FmaForwardShared<W>>();
+  auto& shared = shared_memory<FmaForwardShared<W, Biased>>();
   const KeepMask mask{batch.dropout, block};
   const int D = batch.D, there = block.T - block.first;
   const int64_t column = int64_t{block.head} * D;
   const float scale = batch.scale() * kLog2e;  // scores in base 2
   Tile::load(qkv, block.start + block.first, column, R, there, D, shared.q);
+  if constexpr (Biased)
+    Tile::load_gates(bias.gate + bias.first_gate(batch, block), block.first, R, there,
+                     shared.gates);
   typename Tile::Sums sums = {};
   float most[I], total[I] = {};
   for (float& m : most) m = -INFINITY;
@@ -168,9 +212,14 @@ __global__ void __launch_bounds__(256)
     Tile::load(qkv, block.start + key, batch.C() + column, N, block.T - key, D, shared.k);
     Tile::load(qkv, block.start + key, 2 * batch.C() + column, N, block.T - key, D, shared.v);
     if (mask) Tile::load_mask(mask, block.first, R, key, N, shared.keep);
+    if constexpr (Biased)
+      bias.window(block.head, key - block.first - (R - 1), false, R + N, shared.window,
+                  PlainCopy());
     __syncthreads();
     typename Tile::Scores scores;
     Tile::multiply(shared.q, shared.k, scores);
+    if constexpr (Biased)
+      Tile::template add_bias<false>(shared.gates, shared.window, bias.unit, scores);
 #pragma unroll
     for (int i = 0; i < I; ++i) {
       float top = most[i];
@@ -208,7 +257,7 @@ __global__ void __launch_bounds__(256)
   Tile::store(sums, factor, y, block.start + block.first, column, there, D, false);
 }
 
-template <int W>
+template <int W, bool Biased>
 struct FmaBackwardShared {
   using Tile = FmaTile<W>;
   alignas(16) float a0[Tile::R * Tile::kStride];
@@ -219,17 +268,91 @@ struct FmaBackwardShared {
   uint8_t keep[Tile::R * Tile::N / 8];
 };
 
+template <int W>
+struct FmaBackwardShared<W, true> : FmaBackwardShared<W, false> {
+  using Tile = FmaTile<W>;
+  float gates[Tile::R];  // as `sums`
+  float window[Tile::R + Tile::N];
+  float diagonals[2][Tile::R + Tile::N];  // of this tile and the last one
+  float ends[Tile::kThreads / 32];
+};
+
+// What a block's queries add to the gradients of their gates and of the table, tile by tile of
+// keys. All threads call. The plain one does nothing: no bias, or queries stream.
+template <int W, bool kWanted>
+struct FmaBiasGradients {
+  template <class... Args>
+  __device__ explicit FmaBiasGradients(Args&&...) {}
+  __device__ void add(int, int, float) {}
+  __device__ void step(int) {}
+  __device__ void finish() {}
+};
+
+template <int W>
+struct FmaBiasGradients<W, true> {
+  using Tile = FmaTile<W>;
+  static constexpr int R = Tile::R, N = Tile::N, kCount = R + N - 1;
+
+  FmaBackwardShared<W, true>& shared;
+  const AttentionBatch& batch;
+  const AttentionBias& bias;
+  const AttentionBlock& block;
+  DiagonalSums sums;
+  float open = 0;  // this thread's diagonal of the last tile
+  int next = 0;    // the last tile's first key
+  float dgate[Tile::I] = {};
+
+  __device__ FmaBiasGradients(FmaBackwardShared<W, true>& shared, const AttentionBatch& batch,
+                              const AttentionBias& bias, const AttentionBlock& block)
+      : shared(shared), batch(batch), bias(bias), block(block), sums(bias, block, block.first, R) {}
+
+  __device__ static int x() { return static_cast<int>(threadIdx.x); }
+  __device__ void emit() { sums.emit(next - block.first + x() - (R - 1), open); }
+
+  // A slope of this thread's.
+  __device__ __forceinline__ void add(int i, int j, float slope) {
+    dgate[i] += slope * shared.window[j * 16 + Tile::x() - (i * 16 + Tile::y()) + R - 1];
+  }
+  // Slopes of keys [key, key + N) are in shared memory, of this warp's own rows.
+  __device__ __forceinline__ void step(int key) {
+    if (!sums.row) return;
+    __syncthreads();  // all warps' slopes
+    next = key;
+    const int now = key / N % 2;
+    if (x() >= kCount) return;
+    open = Tile::diagonal(shared.slopes, shared.gates, x());
+    if (key > 0 && x() + N < kCount) open += shared.diagonals[1 - now][x() + N];
+    shared.diagonals[now][x()] = open;
+    if (x() < N) emit();
+  }
+  __device__ __forceinline__ void finish() {
+    for (int i = 0; i < Tile::I && bias.dgate; ++i) {
+      const float total = Tile::template over_row<Add>(dgate[i]);
+      const int r = block.first + i * 16 + Tile::y();
+      if (Tile::x() != 0 || r >= block.T) continue;
+      float& to = bias.dgate[block.head * batch.frames + block.start + r];
+      to = bias.dgate_add ? to + total : total;
+    }
+    if (!sums.row) return;
+    if (x() >= N && x() < kCount) emit();
+    const float below = block_sum(sums.below, shared.ends);
+    const float above = block_sum(sums.above, shared.ends);
+    if (x() == 0) sums.row[0] = below, sums.row[2 * sums.reach] = above;
+  }
+};
+
 // Keys: k and v stay, q and dy stream past, dk and dv come out. Otherwise q and dy stay, k and v
 // stream past, dq comes out.
-template <class T, int W, bool Keys>
+template <class T, int W, bool Keys, bool Biased>
 __global__ void __launch_bounds__(256, 2)
-    attention_fma_backward_kernel(AttentionBatch batch, Matrix<T> qkv, Matrix<T> dy,
-                                  const QuerySums* query_sums, Matrix<T> dqkv, bool add) {
+    attention_fma_backward_kernel(AttentionBatch batch, AttentionBias bias, Matrix<T> qkv,
+                                  Matrix<T> dy, const QuerySums* query_sums, Matrix<T> dqkv,
+                                  bool add) {
   using Tile = FmaTile<W>;
   constexpr int R = Tile::R, N = Tile::N, I = Tile::I, J = Tile::J;
   const AttentionBlock block(batch, R);
   if (block.first >= block.T) return;
-  FmaBackwardShared<W>& shared = shared_memory<FmaBackwardShared<W>>();
+  auto& shared = shared_memory<FmaBackwardShared<W, Biased>>();
   const KeepMask mask{batch.dropout, block};
   const int D = batch.D, there = block.T - block.first;
   const int64_t column = int64_t{block.head} * D, C = batch.C();
@@ -243,18 +366,26 @@ __global__ void __launch_bounds__(256, 2)
     for (int i = static_cast<int>(threadIdx.x); i < rows; i += Tile::kThreads)
       shared.sums[i] =
           i < left ? query_sums[block.head * batch.sums_stride() + at + i] : QuerySums{0, 0};
+    if constexpr (Biased)
+      Tile::load_gates(bias.gate + bias.first_gate(batch, block), row, rows, left, shared.gates);
   };
   load(Keys, block.first, R, shared.a0, shared.a1);
   typename Tile::Sums sums0 = {}, sums1 = {};
+  FmaBiasGradients<W, Biased && !Keys> bias_gradients(shared, batch, bias, block);
   for (int next = 0; next < block.T; next += N) {
     __syncthreads();  // the last tile is read
     load(!Keys, next, N, shared.b0, shared.b1);
+    if constexpr (Biased)
+      bias.window(block.head, next - block.first - (R - 1), Keys, R + N, shared.window,
+                  PlainCopy());
     if (mask && Keys) Tile::load_mask(mask, next, N, block.first, R, shared.keep);
     if (mask && !Keys) Tile::load_mask(mask, block.first, R, next, N, shared.keep);
     __syncthreads();
     typename Tile::Scores scores, slopes;
     Tile::multiply(shared.a0, shared.b0, scores);
     Tile::multiply(shared.a1, shared.b1, slopes);
+    if constexpr (Biased)
+      Tile::template add_bias<Keys>(shared.gates, shared.window, bias.unit, scores);
 #pragma unroll
     for (int i = 0; i < I; ++i)
 #pragma unroll
@@ -266,12 +397,16 @@ __global__ void __launch_bounds__(256, 2)
         const float p = next + c < block.T ? exp2f(scores[i][j] * (scale * kLog2e) - of.x) : 0.0f;
         const float slope = keep ? slopes[i][j] * batch.dropout.scale : 0.0f;
         Tile::score_at(shared.slopes, i, j) = p * (slope - of.y);
+        bias_gradients.add(i, j, p * (slope - of.y));
         if (Keys) Tile::score_at(shared.probabilities, i, j) = keep ? p : 0.0f;
       }
     __syncwarp();
+    bias_gradients.step(next);
     Tile::accumulate(shared.slopes, shared.b0, sums0);
     if (Keys) Tile::accumulate(shared.probabilities, shared.b1, sums1);
   }
+  bias_gradients.finish();
+  if (!dqkv.data) return;
   float factor0[I], factor1[I];
   for (int i = 0; i < I; ++i) factor0[i] = scale, factor1[i] = batch.dropout.scale;
   const int64_t row = block.start + block.first;

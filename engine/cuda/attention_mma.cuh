@@ -24,7 +24,7 @@
 //          The same bits every run, and of an utterance alone or in a pack
 #pragma once
 
-#include "engine/cuda/attention.cuh"
+#include "engine/cuda/attention_bias.cuh"
 #include "engine/cuda/ptx.cuh"
 
 namespace sft::cuda {
@@ -130,6 +130,65 @@ struct MmaTile {
     }
   }
 
+  // Neighbours in shared memory, 16 bytes at a time.
+  template <int N>
+  struct Neighbours {
+    float v[N];
+
+    __device__ __forceinline__ explicit Neighbours(const float* from) {
+#pragma unroll
+      for (int k = 0; k < N; k += 4) {
+        const float4 four = *reinterpret_cast<const float4*>(from + k);
+        v[k] = four.x, v[k + 1] = four.y, v[k + 2] = four.z, v[k + 3] = four.w;
+      }
+    }
+  };
+
+  // Entries of a stage's window for a part: v[c - i + 3] is of the lane's row i = 2 m + h and
+  // column c. M is 2. Conflict-free: 8 lanes that read together read 8 neighbours of 16 bytes.
+  __device__ __forceinline__ static const float* lane_window(const float* window, int part) {
+    const int thread = thread_anew();
+    return window + part + thread % 4 * 8 - thread / 4 * 4 + R - 4;
+  }
+
+  // f(i, c, value) for a lane's scores: rows i = 2 m + h, columns c = 2 j + e.
+  template <class S, class F>
+  __device__ __forceinline__ static void for_scores(S& scores, F&& f) {
+#pragma unroll
+    for (int i = 0; i < 2 * M; ++i)
+#pragma unroll
+      for (int c = 0; c < 8; ++c) f(i, c, scores[i / 2][c / 2][i % 2 * 2 + c % 2]);
+  }
+
+  // scores += gate(i, c) times the window's entry, of which four at a time are in registers.
+  template <class Gate>
+  __device__ __forceinline__ static void add_bias(const float* window, int part, float unit,
+                                                  Scores& scores, Gate gate) {
+    const float* from = lane_window(window, part);
+#pragma unroll
+    for (int k = 0; k < 12; k += 4) {
+      Neighbours<4> four(from + k);
+      for (float& x : four.v) x *= unit;
+      for_scores(scores, [&](int i, int c, float& s) {
+        const int x = c - i + 3 - k;
+        if (x >= 0 && x < 4) s += gate(i, c) * four.v[x & 3];
+      });
+    }
+  }
+
+  // Gates of the block's queries; of the lane's rows, a barrier later.
+  __device__ __forceinline__ static void keep_gates(const AttentionBatch& batch,
+                                                    const AttentionBias& bias,
+                                                    const AttentionBlock& block, float* to) {
+    static_assert(M == 1 || kThreads == R);
+    const int r = static_cast<int>(threadIdx.x);
+    const bool there = block.first + r < block.T;
+    to[r] = there ? bias.gate[bias.first_gate(batch, block) + block.first + r] : 0;
+  }
+  __device__ __forceinline__ static Neighbours<4> lane_gates(const float* gates) {
+    return Neighbours<4>(gates + thread_anew() / 4 * 4);
+  }
+
   // factor[2 m + h] sums of the warp's rows to rows of a head, in whole chunks, by way of this
   // warp's rows of a stationary tile, which it has read. `there`: of its rows, in the utterance.
   __device__ __forceinline__ static void store(const Sums& sums, const float (&factor)[2 * M],
@@ -171,12 +230,25 @@ struct MmaTile {
   }
 };
 
-template <int W>
+template <int W, bool Biased>
 struct MmaForwardShared {
   using Tile = MmaTile<W>;
   alignas(128) bf16 q[Tile::R * Tile::kStride];
   alignas(128) bf16 k[2][Tile::kStage * Tile::kStride];
   alignas(128) bf16 v[2][Tile::kStage * Tile::kStride];
+};
+
+template <int W>
+struct MmaForwardShared<W, true> : MmaForwardShared<W, false> {
+  using Tile = MmaTile<W>;
+  alignas(16) float window[2][Tile::R + Tile::kStage];
+  alignas(16) float gates[Tile::R];
+};
+
+struct AsyncCopy {
+  __device__ __forceinline__ void operator()(float* to, const float* from) const {
+    cp_async_4(to, from, true);
+  }
 };
 
 // The softmax of a lane's rows so far.
@@ -226,15 +298,15 @@ struct MmaSoftmax {
   }
 };
 
-template <int W>
+template <int W, bool Biased>
 __global__ void __launch_bounds__(128, W == 64 ? 3 : 2)
-    attention_mma_forward_kernel(AttentionBatch batch, Matrix<bf16> qkv, Matrix<bf16> y,
-                                 float* lse) {
+    attention_mma_forward_kernel(AttentionBatch batch, AttentionBias bias, Matrix<bf16> qkv,
+                                 Matrix<bf16> y, float* lse) {
   using Tile = MmaTile<W>;
   constexpr int M = Tile::M;
   const AttentionBlock block(batch, Tile::R);
   if (block.first >= block.T) return;
-  MmaForwardShared<W>& shared = shared_memory<MmaForwardShared<W>>();
+  auto& shared = shared_memory<MmaForwardShared<W, Biased>>();
   const KeepMask mask{batch.dropout, block};
   const int D = batch.D, own = block.first + warp() * Tile::kWarpRows;  // this warp's rows
   const float scale = batch.scale() * kLog2e;
@@ -247,11 +319,15 @@ __global__ void __launch_bounds__(128, W == 64 ? 3 : 2)
                                       Tile::streamed_key);
     Tile::template copy<Tile::kStage>(shared.v[stage], from + batch.C(), qkv.stride, there, D,
                                       Tile::streamed_key);
+    if constexpr (Biased)
+      bias.window(block.head, key - block.first - (Tile::R - 1), false, Tile::R + Tile::kStage,
+                  shared.window[stage], AsyncCopy());
     cp_async_commit();
   };
   Tile::template copy<Tile::R>(shared.q, q + block.first * qkv.stride, qkv.stride,
                                block.T - block.first, D, Tile::stationary_key);
   load_stage(0);
+  if constexpr (Biased) Tile::keep_gates(batch, bias, block, shared.gates);
   cp_async_wait<0>();
   __syncthreads();
   typename Tile::Fragment queries[Tile::kSteps];
@@ -273,6 +349,11 @@ __global__ void __launch_bounds__(128, W == 64 ? 3 : 2)
 #pragma unroll
       for (int step = 0; step < Tile::kSteps; ++step)
         Tile::multiply(queries[step], shared.k[stage] + offset, step, scores);
+      if constexpr (Biased) {
+        const auto gates = Tile::lane_gates(shared.gates);
+        Tile::add_bias(shared.window[stage], key - first, bias.unit, scores,
+                       [&](int i, int) { return gates.v[i]; });
+      }
       if (there < Tile::kPart)
 #pragma unroll
         for (int i = 0; i < M * 16; ++i)
@@ -309,7 +390,7 @@ __global__ void __launch_bounds__(128, W == 64 ? 3 : 2)
               block.T - own, D, false);
 }
 
-template <int W>
+template <int W, bool Biased>
 struct MmaBackwardShared {
   using Tile = MmaTile<W>;
   alignas(128) bf16 a0[Tile::R * Tile::kStride];
@@ -317,6 +398,112 @@ struct MmaBackwardShared {
   alignas(128) bf16 b0[2][Tile::kStage * Tile::kStride];
   alignas(128) bf16 b1[2][Tile::kStage * Tile::kStride];
   alignas(16) QuerySums sums[2][Tile::kStage + 2];
+};
+
+template <int W>
+struct MmaBackwardShared<W, true> : MmaBackwardShared<W, false> {
+  using Tile = MmaTile<W>;
+  alignas(16) float window[2][Tile::R + Tile::kStage];
+  alignas(16) float gates[2][Tile::kStage];  // of the queries, if they stream: of two stages
+  alignas(16) float diagonals[4][4 * 104];   // of a warp: [t][3][g][4], t 104 apart
+};
+
+// What a warp's queries add to the gradients of their gates and of the table, part by part of keys.
+// The plain one does nothing: no bias, or queries stream.
+template <int W, bool kWanted>
+struct MmaBiasGradients {
+  template <class... Args>
+  __device__ explicit MmaBiasGradients(Args&&...) {}
+  template <class... Args>
+  __device__ void step(Args&&...) {}
+  __device__ void finish() {}
+};
+
+template <int W>
+struct MmaBiasGradients<W, true> {
+  using Tile = MmaTile<W>;
+  static constexpr int kRows = Tile::kWarpRows;
+  static_assert(kRows == 32 && Tile::kPart == 32);
+
+  MmaBackwardShared<W, true>& shared;
+  const AttentionBatch& batch;
+  const AttentionBias& bias;
+  const AttentionBlock& block;
+  DiagonalSums sums;
+  float2 open = {0, 0};  // this lane's diagonals 2 l and 2 l + 1 of the last part
+  int own, next = 0;     // the warp's first query, the last part's first key
+  float dgate[4] = {};
+
+  __device__ MmaBiasGradients(MmaBackwardShared<W, true>& shared, const AttentionBatch& batch,
+                              const AttentionBias& bias, const AttentionBlock& block, int own)
+      : shared(shared),
+        batch(batch),
+        bias(bias),
+        block(block),
+        sums(bias, block, own, kRows),
+        own(own) {}
+
+  __device__ __forceinline__ void emit() {
+    const int distance = next - own + 2 * lane() - (kRows - 1);
+    sums.emit(distance, open.x), sums.emit(distance + 1, open.y);
+  }
+  // A lane's sums of its 11 diagonals, by 4 in memory where those of other lanes that are the same
+  // are found without bank conflicts: lane (g, t) has chunks 2 t - g + 7 ... + 9 of 16.
+  __device__ __forceinline__ float2 gather(const float (&mine)[12]) {
+    const int g = lane() / 4, t = lane() % 4, chunk = lane() / 2, half = lane() % 2 * 2;
+    float* memory = shared.diagonals[warp()];
+    __syncwarp();  // what lay here has been read
+#pragma unroll
+    for (int k = 0; k < 3; ++k)
+      *reinterpret_cast<float4*>(memory + t * 104 + k * 32 + g * 4) =
+          make_float4(mine[4 * k], mine[4 * k + 1], mine[4 * k + 2], mine[4 * k + 3]);
+    __syncwarp();
+    float2 total = {0, 0};
+#pragma unroll
+    for (int from = 0; from < 4; ++from)
+#pragma unroll
+      for (int k = 0; k < 3; ++k) {
+        const int row = 2 * from + 7 + k - chunk;
+        if (row < 0 || row > 7) continue;
+        const float2 two =
+            *reinterpret_cast<const float2*>(memory + from * 104 + k * 32 + row * 4 + half);
+        total.x += two.x, total.y += two.y;
+      }
+    return total;
+  }
+  __device__ __forceinline__ void step(typename Tile::Scores& slopes, int stage, int part,
+                                       int key) {
+    const typename Tile::template Neighbours<12> distances(
+        Tile::lane_window(shared.window[stage], part));
+    const auto gates = Tile::lane_gates(shared.gates[0]);
+    float diagonals[12] = {};
+    Tile::for_scores(slopes, [&](int i, int c, float slope) {
+      dgate[i] += slope * distances.v[c - i + 3];
+      diagonals[c - i + 3] += slope * gates.v[i];
+    });
+    if (!sums.row) return;
+    const float2 now = gather(diagonals);
+    const float2 passed = {__shfl_down_sync(~0u, open.x, 16), __shfl_down_sync(~0u, open.y, 16)};
+    next = key;
+    open = now;
+    if (lane() >= 16) return;
+    open.x += passed.x, open.y += passed.y;
+    emit();
+  }
+  __device__ __forceinline__ void finish() {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float total = Tile::template over_row<Add>(dgate[i]);
+      const int row = own + Tile::lane_row(i / 2, i % 2);
+      if (!bias.dgate || lane() % 4 != 0 || row >= block.T) continue;
+      float& to = bias.dgate[block.head * batch.frames + block.start + row];
+      to = bias.dgate_add ? to + total : total;
+    }
+    if (!sums.row) return;
+    if (lane() >= 16) emit();
+    const float below = warp_sum(sums.below), above = warp_sum(sums.above);
+    if (lane() == 0) sums.row[0] = below, sums.row[2 * sums.reach] = above;
+  }
 };
 
 // Which of a lane's probabilities are kept: bit 8 i + c is row 2 m + h = i, column 2 j + e = c.
@@ -364,15 +551,16 @@ __device__ __forceinline__ uint32_t lane_keeps(const KeepMask& mask, int own, in
 // Keys: k and v stay, q and dy stream past, dk and dv come out. Otherwise q and dy stay, k and v
 // stream past, dq comes out. Scores, and slopes dp = a1 b1^T, become probabilities p and
 // p (keep scale dp - delta); those times b0 are dk or dq, and p (after dropout) times b1 is dv.
-template <int W, bool Keys>
+template <int W, bool Keys, bool Biased>
 __global__ void __launch_bounds__(128, 2)
-    attention_mma_backward_kernel(AttentionBatch batch, Matrix<bf16> qkv, Matrix<bf16> dy,
-                                  const QuerySums* query_sums, Matrix<bf16> dqkv, bool add) {
+    attention_mma_backward_kernel(AttentionBatch batch, AttentionBias bias, Matrix<bf16> qkv,
+                                  Matrix<bf16> dy, const QuerySums* query_sums, Matrix<bf16> dqkv,
+                                  bool add) {
   using Tile = MmaTile<W>;
   constexpr int M = Tile::M;
   const AttentionBlock block(batch, Tile::R);
   if (block.first >= block.T) return;
-  MmaBackwardShared<W>& shared = shared_memory<MmaBackwardShared<W>>();
+  auto& shared = shared_memory<MmaBackwardShared<W, Biased>>();
   const KeepMask mask{batch.dropout, block};
   const int D = batch.D, own = block.first + warp() * Tile::kWarpRows;  // this warp's rows
   const int64_t column = int64_t{block.head} * D, C = batch.C();
@@ -395,6 +583,14 @@ __global__ void __launch_bounds__(128, 2)
     const int two = static_cast<int>(threadIdx.x) * 2;
     if (Keys && two < Tile::kStage + 2)
       cp_async_16(shared.sums[stage] + two, sums_of + (row - odd + two), two - odd < there);
+    if constexpr (Biased) {
+      bias.window(block.head, row - block.first - (Tile::R - 1), Keys, Tile::R + Tile::kStage,
+                  shared.window[stage], AsyncCopy());
+      const int query = thread_anew();
+      if (Keys && query < Tile::kStage)
+        cp_async_4(shared.gates[stage] + query,
+                   bias.gate + (bias.first_gate(batch, block) + row + query), query < there);
+    }
     cp_async_commit();
   };
   Tile::template copy<Tile::R>(shared.a0, a0 + block.first * qkv.stride, qkv.stride,
@@ -409,6 +605,8 @@ __global__ void __launch_bounds__(128, 2)
     row_sums[i] = !Keys && row < block.T ? sums_of[row] : QuerySums{0, 0};
   }
   typename Tile::Sums sums0 = {}, sums1 = {};
+  if constexpr (Biased && !Keys) Tile::keep_gates(batch, bias, block, shared.gates[0]);
+  MmaBiasGradients<W, Biased && !Keys> bias_gradients(shared, batch, bias, block, own);
   for (int first = 0; first < block.T; first += Tile::kStage) {
     cp_async_wait<0>();
     __syncthreads();  // this stage is there for all, and the last one is read
@@ -425,6 +623,18 @@ __global__ void __launch_bounds__(128, 2)
         typename Tile::Fragment a;
         Tile::load_a(a, shared.a0, step);
         Tile::multiply(a, part0, step, scores);
+      }
+      if constexpr (Biased) {
+        const float* window = shared.window[stage];
+        if constexpr (Keys) {
+          const float* gates = shared.gates[stage] + next - first + thread_anew() % 4 * 8;
+          Tile::add_bias(window, next - first, bias.unit, scores,
+                         [&](int, int c) { return gates[c]; });
+        } else {
+          const auto gates = Tile::lane_gates(shared.gates[0]);
+          Tile::add_bias(window, next - first, bias.unit, scores,
+                         [&](int i, int) { return gates.v[i]; });
+        }
       }
 #pragma unroll
       for (int step = 0; step < Tile::kSteps; ++step) {
@@ -461,11 +671,13 @@ __global__ void __launch_bounds__(128, 2)
 #pragma unroll
         for (int k = 0; k < 16 * M; ++k)
           if (!(keeps >> Tile::keep_bit(k) & 1)) scores[k / 16][k / 4 % 4][k % 4] = 0;
+      bias_gradients.step(slopes, stage, next - first, next);
       Tile::accumulate(slopes, part0, sums0);
       if (Keys) Tile::accumulate(scores, part1, sums1);
     }
   }
   if (own >= block.T) return;
+  bias_gradients.finish();
   float factor0[2 * M], factor1[2 * M];
 #pragma unroll
   for (int i = 0; i < 2 * M; ++i) factor0[i] = scale, factor1[i] = batch.dropout.scale;

@@ -24,14 +24,19 @@ struct AttentionHead {
   Rng rng;
   Dropout dropout;  // of this head
   uint32_t utterance;
+  const float *gate, *table;  // [T], [2 reach + 1]; null: no bias
+  int64_t reach;
 };
 
-struct AttentionGrads {
+struct AttentionHeadGrads {
   const float* dy;
   int64_t dy_stride;
-  float *dq, *dk, *dv;
+  float *dq, *dk, *dv;  // null: not wanted
   int64_t dqkv_stride;
   bool add;
+  float* dgate;  // [T]; null: not wanted
+  bool dgate_add;
+  float* dtable;  // [2 T - 1], by key - query, written; null: not wanted
 };
 
 }  // namespace sft
@@ -132,9 +137,50 @@ HWY_INLINE void score_block(const float* keys, const float* queries, int64_t T, 
     scores[i] = kNever;
 }
 
-int64_t forward_scratch(int64_t T, int64_t D) {  // numbers, of seven pieces
+// Entries by query - key - lowest, which is how a vector of queries reads and writes them in one
+// piece: the table and, in the backward, its gradient.
+struct Offsets {
+  int64_t lowest, count;
+
+  // Queries [first, last), keys [0, rows).
+  Offsets(int64_t first, int64_t last, int64_t rows)
+      : lowest(first - rows + 1), count(padded(last - first, kQueries) + rows - 1) {}
+  int64_t at(int64_t query, int64_t key) const { return query - key - lowest; }
+};
+
+constexpr int64_t offsets_at_most(int64_t T) { return padded(T, kQueries) + padded(T, kGroup); }
+
+void spread_table(const AttentionHead& h, const Offsets& offsets, float* to) {
+  for (int64_t n = 0; n < offsets.count; ++n)
+    to[n] = h.table[h.reach + std::clamp(-offsets.lowest - n, -h.reach, h.reach)];
+}
+
+// The gates of a block of queries; 0 for those that are not there.
+struct Gates {
+  Vec of[2];
+
+  Gates(const AttentionHead& h, int64_t query, int64_t count) : of{zero(), zero()} {
+    for (int64_t v = 0; v < 2; ++v)
+      if (const int64_t there = count - v * kLanes; there > 0)
+        of[v] = load(h.gate + query + v * kLanes, there);
+  }
+};
+
+// scores of n keys += gate times table; `table` is the entry of the first query and the first key.
+HWY_NOINLINE void add_bias(const float* table, const Gates& gates, int64_t n, float* scores) {
+  const Lanes d;
+  for (int64_t i = 0; i < n; ++i, --table, scores += kQueries)
+    for (int64_t v = 0; v < 2; ++v) {
+      float* at = scores + v * kLanes;
+      hn::StoreU(hn::MulAdd(gates.of[v], hn::LoadU(d, table + v * kLanes), hn::LoadU(d, at)), d,
+                 at);
+    }
+}
+
+int64_t forward_scratch(int64_t T, int64_t D, bool bias) {  // numbers, of eight pieces
   const int64_t rows = padded(T, kGroup), width = padded(D, kTileRows);
-  return rows * (D + width) + kTemporary * D + kQueries * (D + width + kKeys + 1) + 7 * 16;
+  return rows * (D + width) + kTemporary * D + kQueries * (D + width + kKeys + 1) +
+         (bias ? offsets_at_most(T) : 0) + 8 * 16;
 }
 
 // Query rows [first, last) of one head.
@@ -149,6 +195,9 @@ void forward_rows(const AttentionHead& h, int64_t first, int64_t last, float* me
   float* output = pieces.take(width * kQueries);
   float* scores = pieces.take(kKeys * kQueries);
   float* factors = pieces.take(kQueries);
+  const Offsets offsets(first, last, rows);
+  float* table = pieces.take(h.gate ? offsets.count : 0);
+  if (h.gate) spread_table(h, offsets, table);
   pack_rows(h.k, h.qkv_stride, T, rows, D, temporary, keys);
   pack_columns(h.v, h.qkv_stride, T, rows, D, values);
   const float scale = 1 / std::sqrt(static_cast<float>(D));
@@ -161,6 +210,7 @@ void forward_rows(const AttentionHead& h, int64_t first, int64_t last, float* me
     for (int64_t key = 0; key < rows; key += kKeys) {
       const int64_t n = std::min(kKeys, rows - key);
       score_block(keys, queries, T, D, key, n, scores);
+      if (h.gate) add_bias(table + offsets.at(query, key), Gates(h, query, count), n, scores);
       softmax_block(scores, n, s, output, width);
       if (h.dropout)
         for (int64_t i = 0; i < n; i += kGroup)
@@ -180,10 +230,11 @@ void forward_rows(const AttentionHead& h, int64_t first, int64_t last, float* me
   }
 }
 
-int64_t backward_scratch(int64_t T, int64_t D) {  // numbers, of sixteen pieces
+int64_t backward_scratch(int64_t T, int64_t D, bool bias) {  // numbers, of nineteen pieces
   const int64_t rows = padded(T, kGroup), width = padded(D, kTileRows), wide = padded(D, kLanes);
   return rows * (2 * D + width + 2 * wide) + kTemporary * D +
-         kQueries * (2 * D + width + 2 * wide + 2 * kKeys + 3) + 16 * 16;
+         kQueries * (2 * D + width + 2 * wide + 2 * kKeys + 4) +
+         (bias ? (1 + kLanes) * offsets_at_most(T) : 0) + 19 * 16;
 }
 
 // scores -> probabilities after dropout, slopes (gradients by them) -> gradients of the scores:
@@ -212,7 +263,7 @@ HWY_NOINLINE void gradient_block(const AttentionHead& h, int64_t query, int64_t 
 
 // lse and delta_i = dy_i y_i (the sum of p dp over keys) of a block of queries; 0 for those that
 // are not there.
-void query_sums(const AttentionHead& h, const AttentionGrads& g, int64_t query, int64_t count,
+void query_sums(const AttentionHead& h, const AttentionHeadGrads& g, int64_t query, int64_t count,
                 float* lse, float* delta) {
   for (int64_t i = 0; i < kQueries; ++i) {
     Vec total = zero();
@@ -226,6 +277,38 @@ void query_sums(const AttentionHead& h, const AttentionGrads& g, int64_t query, 
   }
 }
 
+// slopes of n keys from `key` on, for the queries at the entry `at` of `offsets` -> dgate
+// [kQueries]
+// += slope table, and gate slope onto the table's gradient. That has kLanes parts, key by key in
+// turn: so a vector of one never lies half over another that was just written.
+HWY_NOINLINE void bias_gradients(const float* table, const Offsets& offsets, int64_t query,
+                                 int64_t key, int64_t n, const Gates& gates, const float* slopes,
+                                 float* dgate, float* dtable) {
+  const Lanes d;
+  Vec sums[2] = {hn::LoadU(d, dgate), hn::LoadU(d, dgate + kLanes)};
+  for (int64_t i = 0; i < n; ++i, slopes += kQueries) {
+    const int64_t at = offsets.at(query, key + i);
+    float* to = dtable + (key + i) % kLanes * offsets.count + at;
+    for (int64_t v = 0; v < 2; ++v) {
+      const Vec slope = hn::LoadU(d, slopes + v * kLanes);
+      sums[v] = hn::MulAdd(slope, hn::LoadU(d, table + at + v * kLanes), sums[v]);
+      hn::StoreU(hn::MulAdd(slope, gates.of[v], hn::LoadU(d, to + v * kLanes)), d, to + v * kLanes);
+    }
+  }
+  hn::StoreU(sums[0], d, dgate);
+  hn::StoreU(sums[1], d, dgate + kLanes);
+}
+
+// The parts of the table's gradient -> [2 T - 1] by key - query.
+void fold_table(float* parts, const Offsets& offsets, int64_t T, float* to) {
+  for (int64_t part = 1; part < kLanes; ++part)
+    for_vectors(offsets.count, [&](int64_t k, int64_t n) {
+      store(hn::Add(load(parts + k, n), load(parts + part * offsets.count + k, n)), parts + k, n);
+    });
+  for (int64_t distance = 1 - T; distance < T; ++distance)
+    to[distance + T - 1] = parts[offsets.at(-distance, 0)];
+}
+
 void write_rows(const float* src, int64_t src_stride, int64_t rows, int64_t width, float* dst,
                 int64_t dst_stride, bool add) {
   for (int64_t r = 0; r < rows; ++r, src += src_stride, dst += dst_stride)
@@ -235,7 +318,7 @@ void write_rows(const float* src, int64_t src_stride, int64_t rows, int64_t widt
     });
 }
 
-void backward_head(const AttentionHead& h, const AttentionGrads& g, float* memory) {
+void backward_head(const AttentionHead& h, const AttentionHeadGrads& g, float* memory) {
   const int64_t T = h.T, D = h.D, rows = padded(T, kGroup), width = padded(D, kTileRows),
                 wide = padded(D, kLanes);
   Pieces pieces{memory};
@@ -255,6 +338,11 @@ void backward_head(const AttentionHead& h, const AttentionGrads& g, float* memor
   float* lse = pieces.take(kQueries);
   float* delta = pieces.take(kQueries);
   float* scales = pieces.take(kQueries);
+  float* dgate = pieces.take(kQueries);
+  const Offsets offsets(0, T, rows);
+  float* table = pieces.take(h.gate ? offsets.count : 0);
+  float* dtable = pieces.take(h.gate ? kLanes * offsets.count : 0);
+  if (h.gate) spread_table(h, offsets, table), std::fill_n(dtable, kLanes * offsets.count, 0.0f);
   pack_rows(h.k, h.qkv_stride, T, rows, D, temporary, keys);
   pack_rows(h.v, h.qkv_stride, T, rows, D, temporary, values);
   pack_columns(h.k, h.qkv_stride, T, rows, D, key_columns);
@@ -271,18 +359,27 @@ void backward_head(const AttentionHead& h, const AttentionGrads& g, float* memor
     copy_rows(dy_at, g.dy_stride, count, D, kQueries, wide, 1, dy_rows);
     query_sums(h, g, query, count, lse, delta);
     std::fill_n(dq, width * kQueries, 0.0f);
+    std::fill_n(dgate, kQueries, 0.0f);
     for (int64_t key = 0; key < rows; key += kKeys) {
       const int64_t n = std::min(kKeys, rows - key);
       score_block(keys, queries, T, D, key, n, scores);
+      if (h.gate) add_bias(table + offsets.at(query, key), Gates(h, query, count), n, scores);
       multiply_panels(values + key * D, kTileRows * D, dy, n, D, slopes, false);
       gradient_block(h, query, key, n, lse, delta, scores, slopes);
+      if (g.dgate || g.dtable)
+        bias_gradients(table, offsets, query, key, n, Gates(h, query, count), slopes, dgate,
+                       dtable);
       multiply_panels(key_columns + key * kTileRows, kTileRows * rows, slopes, width, n, dq, true);
       add_product(scores, dy_rows, n, wide, dv + key * wide);
       add_product(slopes, query_rows, n, wide, dk + key * wide);
     }
-    transpose_out(dq, count, D, scales, temporary, g.dq + query * g.dqkv_stride, g.dqkv_stride,
-                  g.add);
+    if (g.dq)
+      transpose_out(dq, count, D, scales, temporary, g.dq + query * g.dqkv_stride, g.dqkv_stride,
+                    g.add);
+    if (g.dgate) write_rows(dgate, kQueries, 1, count, g.dgate + query, count, g.dgate_add);
   }
+  if (g.dtable) fold_table(dtable, offsets, T, g.dtable);
+  if (!g.dq) return;
   write_rows(dk, wide, T, D, g.dk, g.dqkv_stride, g.add);
   write_rows(dv, wide, T, D, g.dv, g.dqkv_stride, g.add);
 }
@@ -331,6 +428,7 @@ std::span<Item> plan(Context& ctx, Segments segments, int heads, int64_t rows) {
 
 struct Heads {
   Tensor qkv, y, lse;
+  RelativeBias bias;
   int64_t D;
   Rng rng;
   Dropout dropout;
@@ -352,11 +450,14 @@ struct Heads {
             .D = D,
             .rng = rng,
             .dropout = mine,
-            .utterance = static_cast<uint32_t>(segments.utterances[item.utterance])};
+            .utterance = static_cast<uint32_t>(segments.utterances[item.utterance]),
+            .gate = bias ? bias.gate.row(item.head) + start : nullptr,
+            .table = bias ? bias.table.row(item.head) : nullptr,
+            .reach = bias ? bias.table.width() / 2 : 0};
   }
 };
 
-void check(Tensor qkv, int heads, Segments segments) {
+void check(Tensor qkv, const RelativeBias& bias, int heads, Segments segments) {
   const int64_t width = qkv.width();
   CHECK(heads > 0 && width % (3 * heads) == 0, "attention: qkv is {}, {} heads", qkv.shape, heads);
   const int64_t D = width / (3 * heads);
@@ -364,6 +465,13 @@ void check(Tensor qkv, int heads, Segments segments) {
         D);
   CHECK(qkv.rows() == segments.total(), "attention: qkv is {}, {} frames in all", qkv.shape,
         segments.total());
+  if (!bias) return;
+  CHECK((bias.gate.shape == Shape{heads, qkv.rows()}),
+        "attention: the gate is {}, {} heads, {} frames", bias.gate.shape, heads, qkv.rows());
+  CHECK(bias.table.shape.rank() == 2 && bias.table.shape[0] == heads &&
+            bias.table.width() % 2 == 1 && bias.table.width() > 1,
+        "attention: the table is {} (expected an odd number of distances above 1 for {} heads)",
+        bias.table.shape, heads);
 }
 
 double pairs(Segments segments) {  // of frames
@@ -394,54 +502,91 @@ void for_items(std::span<const Item> items, ThreadMemory memory, F&& f) {
 
 }  // namespace
 
-AttentionOut attention_forward(Context& ctx, Tensor qkv, int heads, Dropout dropout,
-                               Segments segments) {
-  check(qkv, heads, segments);
+AttentionOut attention_forward(Context& ctx, Tensor qkv, const RelativeBias& bias, int heads,
+                               Dropout dropout, Segments segments) {
+  check(qkv, bias, heads, segments);
   const int64_t T = qkv.rows(), C = qkv.width() / 3, D = C / heads;
   const AttentionOut out{ctx.activation({T, C}, qkv.dtype), ctx.activation({heads, T})};
   ProfileScope profile(ctx.profile, "attention", 4.0 * C * pairs(segments),
                        4.0 * static_cast<double>(bytes_of(qkv.dtype, T * C)));
   if (ctx.device == Device::cuda)
-    return cuda::attention_forward(ctx, qkv, heads, dropout, segments, out), out;
+    return cuda::attention_forward(ctx, qkv, bias, heads, dropout, segments, out), out;
   ScratchScope scratch(ctx.scratch);
   const std::span<Item> items = plan(ctx, segments, heads, kRows);
-  const ThreadMemory memory =
-      thread_memory(ctx, HWY_DYNAMIC_DISPATCH(forward_scratch)(segments.longest(), D));
+  const ThreadMemory memory = thread_memory(
+      ctx, HWY_DYNAMIC_DISPATCH(forward_scratch)(segments.longest(), D, static_cast<bool>(bias)));
   if (ctx.dry) return out;
-  const Heads all{qkv, out.y, out.lse, D, ctx.rng, dropout, segments};
+  const Heads all{qkv, out.y, out.lse, bias, D, ctx.rng, dropout, segments};
   for_items(items, memory, [&](const Item& item, float* mine) {
     HWY_DYNAMIC_DISPATCH(forward_rows)(all.at(item), item.first, item.last, mine);
   });
   return out;
 }
 
-void attention_backward(Context& ctx, Tensor dy, Tensor qkv, const AttentionOut& out, int heads,
-                        Dropout dropout, Segments segments, Grad dqkv) {
-  if (!dqkv) return;
+namespace {
+
+// What each utterance adds to the table's gradient, [2 T_b - 1] of each head.
+struct TableParts {
+  float* data = nullptr;  // [H, 2 T]; null: not wanted
+  int64_t frames = 0;
+
+  float* of(int64_t start, int head) const {
+    return data ? data + 2 * (head * frames + start) : nullptr;
+  }
+};
+
+// Utterance by utterance; distances beyond the table's go to its ends.
+void sum_table(const TableParts& parts, Segments segments, const Grad& to) {
+  const int64_t reach = to.to.width() / 2;
+  for (int head = 0; head < to.to.rows(); ++head) {
+    float* row = to.to.row(head);
+    if (!to.add) std::fill_n(row, 2 * reach + 1, 0.0f);
+    for (int b = 0; b < segments.batch(); ++b) {
+      const int64_t T = segments.length(b);
+      const float* part = parts.of(segments.starts[b], head) + T - 1;
+      for (int64_t distance = 1 - T; distance < T; ++distance)
+        row[reach + std::clamp(distance, -reach, reach)] += part[distance];
+    }
+  }
+}
+
+}  // namespace
+
+void attention_backward(Context& ctx, Tensor dy, Tensor qkv, const RelativeBias& bias,
+                        const AttentionOut& out, int heads, Dropout dropout, Segments segments,
+                        const AttentionGrads& grads) {
+  if (!grads.qkv && !grads.gate && !grads.table) return;
   const int64_t T = qkv.rows(), C = qkv.width() / 3, D = C / heads;
   CHECK(dy.shape == out.y.shape, "attention: dy is {}, y {}", dy.shape, out.y.shape);
   ProfileScope profile(ctx.profile, "attention.backward", 10.0 * C * pairs(segments),
                        9.0 * static_cast<double>(bytes_of(qkv.dtype, T * C)));
   if (ctx.device == Device::cuda)
-    return cuda::attention_backward(ctx, dy, qkv, out, heads, dropout, segments, dqkv);
+    return cuda::attention_backward(ctx, dy, qkv, bias, out, heads, dropout, segments, grads);
   ScratchScope scratch(ctx.scratch);
   const std::span<Item> items = plan(ctx, segments, heads, std::max<int64_t>(T, 1));
-  const ThreadMemory memory =
-      thread_memory(ctx, HWY_DYNAMIC_DISPATCH(backward_scratch)(segments.longest(), D));
+  const ThreadMemory memory = thread_memory(
+      ctx, HWY_DYNAMIC_DISPATCH(backward_scratch)(segments.longest(), D, static_cast<bool>(bias)));
+  const TableParts parts{grads.table ? ctx.temporary({2 * heads * T}).f32() : nullptr, T};
   if (ctx.dry) return;
-  const Heads all{qkv, out.y, out.lse, D, ctx.rng, dropout, segments};
+  const Heads all{qkv, out.y, out.lse, bias, D, ctx.rng, dropout, segments};
   for_items(items, memory, [&](const Item& item, float* mine) {
     const int64_t start = segments.starts[item.utterance];
-    float* dq = dqkv.to.row(start) + item.head * D;
-    const AttentionGrads grads{.dy = dy.row(start) + item.head * D,
-                               .dy_stride = dy.row_stride,
-                               .dq = dq,
-                               .dk = dq + C,
-                               .dv = dq + 2 * C,
-                               .dqkv_stride = dqkv.to.row_stride,
-                               .add = dqkv.add};
-    HWY_DYNAMIC_DISPATCH(backward_head)(all.at(item), grads, mine);
+    const Grad& to = grads.qkv;
+    float* dq = to ? to.to.row(start) + item.head * D : nullptr;
+    const AttentionHeadGrads head{
+        .dy = dy.row(start) + item.head * D,
+        .dy_stride = dy.row_stride,
+        .dq = dq,
+        .dk = to ? dq + C : nullptr,
+        .dv = to ? dq + 2 * C : nullptr,
+        .dqkv_stride = to ? to.to.row_stride : 0,
+        .add = to.add,
+        .dgate = grads.gate ? grads.gate.to.row(item.head) + start : nullptr,
+        .dgate_add = grads.gate.add,
+        .dtable = parts.of(start, item.head)};
+    HWY_DYNAMIC_DISPATCH(backward_head)(all.at(item), head, mine);
   });
+  if (grads.table) sum_table(parts, segments, grads.table);
 }
 
 }  // namespace sft

@@ -1,8 +1,10 @@
 // attention.cu: self-attention over a packed batch, forward and backward, without a [T, T] buffer.
 //
 // Layout   qkv, dqkv [T, 3C], y, dy [T, C] f32 or bf16; lse [H, T] f32; head width D <= 128
-// Work     two twins: bf16 with D % 8 == 0 on tensor cores (engine/cuda/attention_mma.cuh),
-//          everything else by multiply-adds (engine/cuda/attention_fma.cuh). A block has some rows
+//          bias (engine/cuda/attention_bias.cuh): gate [H, T], table [H, 2R + 1] f32
+// Work     two twins: bf16 with D % 8 == 0 (and D <= 64 with a bias) on tensor cores
+//          (engine/cuda/attention_mma.cuh), everything else by multiply-adds
+//          (engine/cuda/attention_fma.cuh). A block has some rows
 //          of a head and streams all rows of the other side past them. Backward: a pass for delta,
 //          then one kernel that keeps queries (dq) and one that keeps keys (dk, dv): no atomics
 // Cost     forward 4 C sum T_b^2 FLOP; backward 14 C sum T_b^2 for the 10 that count (scores and
@@ -11,6 +13,7 @@
 #include "engine/ops/attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -43,6 +46,35 @@ __global__ void attention_query_sums_kernel(AttentionBatch batch, Matrix<T> dy, 
   }
 }
 
+// dtable (+)= the groups' rows. A block has 32 distances of a head; its warps share the groups.
+struct TableSumsShared {
+  float sums[8][32];
+};
+
+__global__ void attention_table_sums_kernel(AttentionBatch batch, AttentionBias bias,
+                                            int utterances, int rows, float* dtable, bool add) {
+  const int head = static_cast<int>(blockIdx.y), width = 2 * bias.reach + 1;
+  const int column = static_cast<int>(blockIdx.x) * 32 + lane(), distance = column - bias.reach;
+  const bool end = column == 0 || column == width - 1;
+  const float* from = bias.groups + head * bias.group_count * width + column;
+  float sum = 0;
+  for (int b = 0; b < utterances && column < width; ++b) {
+    const int start = batch.starts[b], T = batch.starts[b + 1] - start;
+    const auto first = static_cast<int>(AttentionBias::group(start, b, 0, rows));
+    for (int k = (warp() - first % 8 + 8) % 8; k * rows < T; k += 8) {
+      const bool written = end || (distance > -(k + 1) * rows && distance < T - k * rows);
+      if (written) sum += from[int64_t{first + k} * width];
+    }
+  }
+  TableSumsShared& shared = shared_memory<TableSumsShared>();
+  shared.sums[warp()][lane()] = sum;
+  __syncthreads();
+  if (warp() != 0 || column >= width) return;
+  for (int w = 1; w < 8; ++w) sum += shared.sums[w][lane()];
+  float& to = dtable[int64_t{head} * width + column];
+  to = add ? to + sum : sum;
+}
+
 // Utterances in the order that blocks take them. Kept from call to call: a step allocates nothing.
 std::span<const int32_t> longest_first(Segments segments) {
   static thread_local std::vector<int32_t> order;
@@ -65,6 +97,30 @@ AttentionBatch attention_batch(Context& ctx, Tensor y, int heads, Dropout dropou
           dropout_place(ctx, dropout)};
 }
 
+constexpr int kFewestGroupRows = 32;  // of the groups that sum the table's gradient
+
+AttentionBias attention_bias(Context& ctx, const RelativeBias& bias, const AttentionGrads& grads,
+                             int64_t width, Segments segments) {
+  AttentionBias b{};
+  if (!bias) return b;
+  b.gate = bias.gate.f32(), b.table = bias.table.f32();
+  b.reach = static_cast<int>(bias.table.width() / 2);
+  b.unit = std::sqrt(static_cast<float>(width / bias.table.rows()));
+  b.dgate = static_cast<float*>(grads.gate.to.data), b.dgate_add = grads.gate.add;
+  b.group_count = bias.gate.width() / kFewestGroupRows + segments.batch();
+  if (grads.table)
+    b.groups = ctx.temporary({bias.table.rows() * b.group_count * bias.table.width()}).f32();
+  return b;
+}
+
+void sum_table(Context& ctx, const AttentionBatch& batch, const AttentionBias& bias,
+               Segments segments, int rows, const Grad& to) {
+  if (!to) return;
+  launch(attention_table_sums_kernel, dim3(ceil_div(2 * bias.reach + 1, 32), batch.H), dim3(256),
+         sizeof(TableSumsShared), ctx.gpu->stream(), batch, bias, segments.batch(), rows,
+         to.to.f32(), to.add);
+}
+
 dim3 grid(const AttentionBatch& batch, Segments segments, int rows) {
   return {static_cast<unsigned>(ceil_div(segments.longest(), rows)), static_cast<unsigned>(batch.H),
           static_cast<unsigned>(segments.batch())};
@@ -83,49 +139,64 @@ template <class F>
 void with_fma_width(int D, F&& f) {
   D <= 64 ? f.template operator()<64>() : f.template operator()<128>();
 }
-template <class F>
+template <bool Biased, class F>
 void with_mma_width(int D, F&& f) {
-  if (D <= 64)
+  if constexpr (Biased)
+    f.template operator()<64>();
+  else if (D <= 64)
     f.template operator()<64>();
   else if (D <= 80)  // HuBERT and wav2vec 2.0 of 1280 channels
     f.template operator()<80>();
   else
     f.template operator()<128>();
 }
+// f.operator()<Biased>().
+template <class F>
+void with_bias(const RelativeBias& bias, F&& f) {
+  bias ? f.template operator()<true>() : f.template operator()<false>();
+}
+// All released WavLMs have heads of 64.
+bool on_tensor_cores(int D, bool biased) { return !biased || D <= 64; }
 
 }  // namespace
 
-void attention_forward(Context& ctx, Tensor qkv, int heads, Dropout dropout, Segments segments,
-                       const AttentionOut& out) {
+void attention_forward(Context& ctx, Tensor qkv, const RelativeBias& relative, int heads,
+                       Dropout dropout, Segments segments, const AttentionOut& out) {
   ScratchScope scratch(ctx.scratch);
   const AttentionBatch batch = attention_batch(ctx, out.y, heads, dropout, segments);
+  const AttentionBias bias = attention_bias(ctx, relative, {}, out.y.width(), segments);
   if (ctx.dry) return;
   with_element(qkv.dtype, [&]<class T>() {
     const auto in = head_matrix<T>(qkv, batch.D), y = head_matrix<T>(out.y, batch.D);
     const auto run = [&](auto kernel, int rows, int threads, size_t shared) {
       launch(kernel, grid(batch, segments, rows), dim3(threads), shared, ctx.gpu->stream(), batch,
-             in, y, out.lse.f32());
+             bias, in, y, out.lse.f32());
     };
-    if constexpr (std::is_same_v<T, bf16>)
-      if (in.whole && y.whole)
-        return with_mma_width(batch.D, [&]<int W>() {
-          run(attention_mma_forward_kernel<W>, MmaTile<W>::R, MmaTile<W>::kThreads,
-              sizeof(MmaForwardShared<W>));
-        });
-    with_fma_width(batch.D, [&]<int W>() {
-      run(attention_fma_forward_kernel<T, W>, FmaTile<W>::R, FmaTile<W>::kThreads,
-          sizeof(FmaForwardShared<W>));
+    with_bias(relative, [&]<bool Biased>() {
+      if constexpr (std::is_same_v<T, bf16>)
+        if (in.whole && y.whole && on_tensor_cores(batch.D, Biased))
+          return with_mma_width<Biased>(batch.D, [&]<int W>() {
+            run(attention_mma_forward_kernel<W, Biased>, MmaTile<W>::R, MmaTile<W>::kThreads,
+                sizeof(MmaForwardShared<W, Biased>));
+          });
+      with_fma_width(batch.D, [&]<int W>() {
+        run(attention_fma_forward_kernel<T, W, Biased>, FmaTile<W>::R, FmaTile<W>::kThreads,
+            sizeof(FmaForwardShared<W, Biased>));
+      });
     });
   });
 }
 
-void attention_backward(Context& ctx, Tensor dy, Tensor qkv, const AttentionOut& out, int heads,
-                        Dropout dropout, Segments segments, Grad dqkv) {
+void attention_backward(Context& ctx, Tensor dy, Tensor qkv, const RelativeBias& relative,
+                        const AttentionOut& out, int heads, Dropout dropout, Segments segments,
+                        const AttentionGrads& grads) {
   ScratchScope scratch(ctx.scratch);
   const AttentionBatch batch = attention_batch(ctx, out.y, heads, dropout, segments);
+  const AttentionBias bias = attention_bias(ctx, relative, grads, out.y.width(), segments);
   auto* sums = static_cast<QuerySums*>(
       ctx.scratch.take(heads * batch.sums_stride() * static_cast<int64_t>(sizeof(QuerySums))));
   if (ctx.dry) return;
+  const Grad& dqkv = grads.qkv;
   with_element(qkv.dtype, [&]<class T>() {
     const auto in = head_matrix<T>(qkv, batch.D), y = head_matrix<T>(out.y, batch.D),
                gradient = head_matrix<T>(dy, batch.D), to = head_matrix<T>(dqkv.to, batch.D);
@@ -135,21 +206,26 @@ void attention_backward(Context& ctx, Tensor dy, Tensor qkv, const AttentionOut&
            gradient, y, out.lse.f32(), sums);
     const auto run = [&](auto kernel, int rows, int threads, size_t shared) {
       launch(kernel, grid(batch, segments, rows), dim3(threads), shared, ctx.gpu->stream(), batch,
-             in, gradient, sums, to, dqkv.add);
+             bias, in, gradient, sums, to, dqkv.add);
     };
-    if constexpr (std::is_same_v<T, bf16>)
-      if (in.whole && gradient.whole && to.whole)
-        return with_mma_width(batch.D, [&]<int W>() {
-          using Tile = MmaTile<W>;
-          const size_t shared = sizeof(MmaBackwardShared<W>);
-          run(attention_mma_backward_kernel<W, false>, Tile::R, Tile::kThreads, shared);
-          run(attention_mma_backward_kernel<W, true>, Tile::R, Tile::kThreads, shared);
-        });
-    with_fma_width(batch.D, [&]<int W>() {
-      using Tile = FmaTile<W>;
-      const size_t shared = sizeof(FmaBackwardShared<W>);
-      run(attention_fma_backward_kernel<T, W, false>, Tile::R, Tile::kThreads, shared);
-      run(attention_fma_backward_kernel<T, W, true>, Tile::R, Tile::kThreads, shared);
+    with_bias(relative, [&]<bool Biased>() {
+      if constexpr (std::is_same_v<T, bf16>)
+        if (in.whole && gradient.whole && to.whole && on_tensor_cores(batch.D, Biased))
+          return with_mma_width<Biased>(batch.D, [&]<int W>() {
+            using Tile = MmaTile<W>;
+            const size_t shared = sizeof(MmaBackwardShared<W, Biased>);
+            run(attention_mma_backward_kernel<W, false, Biased>, Tile::R, Tile::kThreads, shared);
+            run(attention_mma_backward_kernel<W, true, Biased>, Tile::R, Tile::kThreads, shared);
+            sum_table(ctx, batch, bias, segments, Tile::kWarpRows, grads.table);
+          });
+      with_fma_width(batch.D, [&]<int W>() {
+        using Tile = FmaTile<W>;
+        const size_t shared = sizeof(FmaBackwardShared<W, Biased>);
+        run(attention_fma_backward_kernel<T, W, false, Biased>, Tile::R, Tile::kThreads, shared);
+        if (dqkv)
+          run(attention_fma_backward_kernel<T, W, true, Biased>, Tile::R, Tile::kThreads, shared);
+        sum_table(ctx, batch, bias, segments, Tile::R, grads.table);
+      });
     });
   });
 }

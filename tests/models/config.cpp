@@ -97,7 +97,8 @@ TEST_CASE("config: absent keys take their defaults, unknown ones are errors") {
   const Error e = error_of([&] { config_from_metadata(metadata, "m"); });
   EXPECT(e.message == "m: key hubert.blok_count is not known");
   EXPECT(e.hint == "did you mean hubert.block_count?");
-  refuses("general.architecture", std::string("llama"), "architecture llama (expected hubert");
+  refuses("general.architecture", std::string("llama"),
+          "architecture llama (expected hubert, wav2vec2, wavlm)");
   refuses("hubert.block_count", std::string("12"), "hubert.block_count");
 }
 
@@ -114,6 +115,17 @@ TEST_CASE("config: contradictions and sizes out of range") {
   refuses("hubert.train.dropout", 1.0, "a dropout is not in [0, 1)");
   refuses("hubert.pretrain.temp", 0.0, "pretrain.temp");
   refuses("sft.task.kind", std::string("sing"), "sft.task.kind");
+  Metadata wavlm = metadata_from_config(preset("wavlm-base"));
+  const auto refuses_bias = [&](const char* key, int64_t value, const std::string& message) {
+    Metadata metadata = wavlm;
+    metadata.set(std::string("wavlm.attention.") + key, value);
+    const Error e = error_of([&] { config_from_metadata(metadata, "m.gguf"); });
+    EXPECT_MESSAGE(e.message.find(message) != std::string::npos, e.message);
+  };
+  refuses_bias("rel_buckets", 0, "rel_buckets is not a multiple of 4");
+  refuses_bias("rel_buckets", 322, "rel_buckets is not a multiple of 4");
+  refuses_bias("rel_max_distance", 80, "rel_max_distance 80 is not in 81..2^16");
+  refuses_bias("rel_max_distance", int64_t{1} << 40, "is not in 81..2^16");
   Config config;
   config.conv_kernels = config.conv_strides = std::vector<int64_t>(16, 64);
   config.conv_dims = std::vector<int64_t>(16, 8);

@@ -21,7 +21,7 @@ std::vector<float> tone(size_t samples) {
 }
 
 TEST_CASE("extract: derived weights that are not kept give the same bits in less memory") {
-  for (const char* name : {"models/hubert-group", "models/wav2vec2-layer"}) {
+  for (const char* name : {"models/hubert-group", "models/wav2vec2-layer", "models/wavlm-layer"}) {
     const ModelFile model = open_model(test::golden(name));
     const std::vector<int> states = parse_states("all", model.config.layers);
     Extractor kept(model, states), once(model, states, {.once = true});

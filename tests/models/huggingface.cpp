@@ -67,7 +67,8 @@ using Names = std::vector<std::string>;
 TEST_CASE("huggingface: names, both ways") {
   for (const char* name :
        {"mask_emb", "conv.6.weight", "conv.0.norm.bias", "feat_norm.weight", "pos_conv.0.weight_g",
-        "enc.norm.bias", "enc.11.attn.k.bias", "enc.0.ffn_norm.weight", "enc.47.attn_norm.bias"})
+        "enc.norm.bias", "enc.11.attn.k.bias", "enc.0.attn.rel_bias", "enc.7.attn.rel_gate.bias",
+        "enc.7.attn.rel_gate.scale", "enc.0.ffn_norm.weight", "enc.47.attn_norm.bias"})
     EXPECT(name_from_huggingface(name_to_huggingface(name)) == name);
   EXPECT(name_from_huggingface("encoder.layers.3.layer_norm.bias") == "enc.3.attn_norm.bias");
   EXPECT(name_from_huggingface("encoder.pos_conv_embed.conv.parametrizations.weight.original1") ==
@@ -90,6 +91,25 @@ TEST_CASE("huggingface: the configuration of a folder") {
   EXPECT(c.normalize_eps == 1e-7);
   EXPECT(c.provenance.string("sft.source.format") == "hf");
   EXPECT(!open_model(test::golden("models/hubert-group")).config.normalize);
+}
+
+TEST_CASE("huggingface: WavLM's relative positions, there and back") {
+  const ModelFile model = open_model(test::golden("models/wavlm-layer"));
+  EXPECT(model.config.arch == "wavlm");
+  EXPECT(model.config.rel_buckets == 32);
+  EXPECT(model.config.rel_max_distance == 50);
+  EXPECT(model.tensors.find("enc.0.attn.rel_bias").shape == Shape{32, 4});
+  EXPECT(model.tensors.find("enc.1.attn.rel_gate.scale").shape == Shape{4});
+  EXPECT(!model.tensors.tensors.contains("enc.1.attn.rel_bias"));
+  const test::TemporaryFolder folder;
+  save_model(folder / "m", "hf", model.config, model.tensors);
+  const Json json = Json::parse(std::ifstream(folder / "m/config.json"));
+  EXPECT(json.at("architectures") == Json::array({"WavLMModel"}));
+  EXPECT(json.at("num_buckets") == 32);
+  EXPECT(json.at("max_bucket_distance") == 50);
+  const TensorFile written = open_safetensors(folder / "m/model.safetensors");
+  EXPECT(written.at("encoder.layers.1.attention.gru_rel_pos_const").shape == Shape{1, 4, 1, 1});
+  EXPECT(written.at("encoder.layers.0.attention.rel_attn_embed.weight").shape == Shape{32, 4});
 }
 
 TEST_CASE("huggingface: null and absent keys take the class's defaults") {

@@ -1,6 +1,8 @@
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include "autograd/functions.h"
 #include "engine/ops/attention.h"
@@ -32,13 +34,17 @@ std::vector<double> factors(const Dropout& drop, int head, int32_t utterance, in
   return f;
 }
 
+// What is added to the score of a query for a key that is `distance` frames after it.
+using Bias = std::function<double(int64_t distance)>;
+
 // One row of y: query row i of [first, first + T), head h.
 void attend(const Array& qkv, int64_t first, int64_t T, int64_t i, int h, int64_t D,
-            const std::vector<double>& factor, Array& y) {
+            const std::vector<double>& factor, const Bias& bias, Array& y) {
   const int64_t C = y.shape[1];
   std::vector<double> p(static_cast<size_t>(T));
   double top = -INFINITY, total = 0;
   for (int64_t j = 0; j < T; ++j) {
+    p[j] = bias(j - i);
     for (int64_t d = h * D; d < (h + 1) * D; ++d)
       p[j] += qkv.at(first + i, d) * qkv.at(first + j, C + d) / std::sqrt(D);
     top = std::max(top, p[j]);
@@ -49,8 +55,9 @@ void attend(const Array& qkv, int64_t first, int64_t T, int64_t i, int h, int64_
       y.at(first + i, d) += factor[j] * p[j] / total * qkv.at(first + j, 2 * C + d);
 }
 
-// dims: heads, D
-std::vector<Array> oracle(std::span<const Array> in, const Case& c) {
+// dims: heads, D. bias(head, query in the pack, distance).
+template <class F>
+std::vector<Array> attend_all(std::span<const Array> in, const Case& c, F&& bias) {
   const auto heads = static_cast<int>(c.dims[0]);
   const int64_t D = c.dims[1], C = heads * D;
   Array y{.shape = {c.T(), C},
@@ -60,9 +67,15 @@ std::vector<Array> oracle(std::span<const Array> in, const Case& c) {
   for (int b = 0; b < segments.batch(); ++b)
     for (int h = 0; h < heads; ++h)
       for (int64_t i = 0, T = segments.length(b); i < T; ++i)
-        attend(in[0], segments.starts[b], T, i, h, D,
-               factors(dropout_of(c), h, segments.utterances[b], i, T), y);
+        attend(
+            in[0], segments.starts[b], T, i, h, D,
+            factors(dropout_of(c), h, segments.utterances[b], i, T),
+            [&](int64_t distance) { return bias(h, segments.starts[b] + i, distance); }, y);
   return {y};
+}
+
+std::vector<Array> oracle(std::span<const Array> in, const Case& c) {
+  return attend_all(in, c, [](int, int64_t, int64_t) { return 0.0; });
 }
 
 const OpSpec plain{
@@ -123,9 +136,72 @@ OpSpec sharp() {
   return spec;
 }
 
-const RegisterOp plain_spec(plain), sharp_spec(sharp());
+constexpr int64_t kGateWidth = 4;  // of a head's slice of what the gate is made of
 
-// dqkv and y of a fixed case.
+double gate(std::span<const Array> in, int head, int64_t t) {
+  const Array &z = in[1], &weight = in[2], &bias = in[3], &scale = in[4];
+  double logits[2] = {};
+  for (int64_t k = 0; k < 8; ++k) {
+    logits[k / 4] += bias.data[k];
+    for (int64_t d = 0; d < kGateWidth; ++d)
+      logits[k / 4] += weight.at(k, d) * z.at(t, head * kGateWidth + d);
+  }
+  const double r = 1 / (1 + std::exp(-logits[0])), s = 1 / (1 + std::exp(-logits[1]));
+  return r * (s * scale.data[head] - 1) + 2;
+}
+
+// dims: heads, D, R. Inputs: qkv; what the gate is made of and its weights; the table.
+OpSpec biased() {
+  OpSpec spec = plain;
+  spec.name = "attention_bias";
+  spec.cases = {{.frames = {1}, .dims = {1, 4, 2}},
+                {.frames = {7, 1, 33}, .dims = {2, 12, 5}, .training = true},
+                {.frames = {31, 65}, .dims = {2, 16, 200}},
+                {.frames = {}, .dims = {2, 8, 3}},
+                {.frames = {130, 9}, .dims = {1, 64, 20}, .training = true, .first_utterance = 4},
+                {.frames = {3, 200}, .dims = {1, 32, 80}},
+                {.frames = {40, 65}, .dims = {1, 80, 7}, .training = true},
+                {.frames = {250, 250, 250, 250}, .dims = {12, 64, 800}, .bench = true},
+                {.frames = {500, 500}, .dims = {12, 64, 800}, .bench = true},
+                {.frames = {1500}, .dims = {12, 64, 800}, .bench = true},
+                {.frames = {1500}, .dims = {12, 64, 800}, .bench = true, .training = true}};
+  spec.inputs = [](const Case& c, Fill& fill) -> std::vector<Array> {
+    const int64_t heads = c.dims[0];
+    return {fill.frames(c, 3 * heads * c.dims[1]), fill.frames(c, heads * kGateWidth),
+            fill.normal({8, kGateWidth}, 0.4),     fill.normal({8}, 0.4),
+            fill.uniform({heads}, 0.5, 1.5),       fill.normal({heads, 2 * c.dims[2] + 1})};
+  };
+  spec.oracle = [](std::span<const Array> in, const Case& c) {
+    const int64_t heads = c.dims[0], reach = c.dims[2];
+    std::vector<double> gates;
+    for (int64_t t = 0; t < c.T(); ++t)
+      for (int h = 0; h < heads; ++h) gates.push_back(gate(in, h, t));
+    return attend_all(in, c, [&](int h, int64_t t, int64_t distance) {
+      return gates[t * heads + h] * in[5].at(h, reach + std::clamp(distance, -reach, reach));
+    });
+  };
+  spec.run = [](Tape& t, std::span<const Var> in, const Case& c) -> std::vector<Var> {
+    const Var gate = rel_gate(t, in[1], in[2], in[3], in[4]);
+    return {attention(t, in[0], static_cast<int>(c.dims[0]), dropout_of(c), c.segments(),
+                      {gate, in[5]})};
+  };
+  return spec;
+}
+
+// Distances beyond a table that is longer than any block of keys.
+OpSpec long_biased() {
+  OpSpec spec = biased();
+  spec.name = "attention_bias_long";
+  spec.cases = {{.frames = {350, 2}, .dims = {1, 4, 300}}};
+  spec.cuda = false;  // as shorter tables, and slow to emulate
+  spec.terms = 350 + 80 * 5 * 5;
+  return spec;
+}
+
+const RegisterOp plain_spec(plain), sharp_spec(sharp()), biased_spec(biased()),
+    long_biased_spec(long_biased());
+
+// y and all gradients of a fixed case.
 std::vector<double> numbers(uint64_t seed, int threads) {
   const int before = omp_get_max_threads();
   omp_set_num_threads(threads);
@@ -133,12 +209,14 @@ std::vector<double> numbers(uint64_t seed, int threads) {
   Tape tape(run.ctx);
   Fill fill(9);
   const Case c{.frames = {9, 130, 40}, .dims = {4, 8}, .training = true};
-  const std::vector<Var> in = run.place(tape, std::vector<Array>{fill.frames(c, 96)});
-  const Var y = attention(tape, in[0], 4, dropout_of(c), c.segments());
+  const std::vector<Var> in = run.place(
+      tape, std::vector<Array>{fill.frames(c, 96), fill.normal({4, c.T()}), fill.normal({4, 51})});
+  const Var y = attention(tape, in[0], 4, dropout_of(c), c.segments(), {in[1], in[2]});
   tape.seed(y, y.value);
   tape.backward();
   std::vector<double> all = OpRun::read(y).data;
-  for (const double x : OpRun::read(tape.gradient(in[0])).data) all.push_back(x);
+  for (const Var& v : in)
+    for (const double x : OpRun::read(tape.gradient(v)).data) all.push_back(x);
   omp_set_num_threads(before);
   return all;
 }
@@ -209,9 +287,18 @@ TEST_CASE("attention: what it refuses") {
   const Case c{.frames = {5}};
   const auto message = [&](int64_t T, int64_t width, int heads) {
     const Tensor qkv = run.ctx.activation({T, width});
-    return test::error_of([&] { attention_forward(run.ctx, qkv, heads, {}, c.segments()); })
+    return test::error_of([&] { attention_forward(run.ctx, qkv, {}, heads, {}, c.segments()); })
         .message;
   };
+  const auto bias_message = [&](Shape gate, Shape table) {
+    const Tensor qkv = run.ctx.activation({5, 24});
+    const RelativeBias bias{run.ctx.activation(gate), run.ctx.activation(table)};
+    return test::error_of([&] { attention_forward(run.ctx, qkv, bias, 2, {}, c.segments()); })
+        .message;
+  };
+  EXPECT(bias_message({2, 4}, {2, 7}).find("the gate is [2, 4]") != std::string::npos);
+  EXPECT(bias_message({2, 5}, {2, 6}).find("the table is [2, 6]") != std::string::npos);
+  EXPECT(bias_message({2, 5}, {1, 7}).find("the table is [1, 7]") != std::string::npos);
   EXPECT(message(5, 18, 3).find("head width is 2") != std::string::npos);
   EXPECT(message(5, 3 * 132, 1).find("head width is 132") != std::string::npos);
   EXPECT(message(5, 25, 1).find("qkv is [5, 25]") != std::string::npos);

@@ -33,6 +33,7 @@ enum class State : uint8_t { unstarted, running, waiting, returned };
 struct Copy {  // a cp.async on its way
   void* to;
   const void* from;
+  size_t bytes;
   bool valid;
   Place where;
 };
@@ -558,9 +559,9 @@ void do_copies(Thread& thread, size_t count) {
   for (size_t i = 0; i < count; ++i) {
     const Copy& copy = thread.copies[i];
     if (copy.valid) {
-      std::memcpy(copy.to, copy.from, 16);
+      std::memcpy(copy.to, copy.from, copy.bytes);
     } else {
-      std::memset(copy.to, 0, 16);
+      std::memset(copy.to, 0, copy.bytes);
     }
   }
   thread.copies.erase(thread.copies.begin(), thread.copies.begin() + static_cast<int64_t>(count));
@@ -568,10 +569,10 @@ void do_copies(Thread& thread, size_t count) {
 
 }  // namespace
 
-void cp_async_16(void* shared, const void* global, bool valid, Place where) {
-  check_shared(shared, 16, where);
-  if (valid) check_aligned(global, 16, where);
-  machine.now->copies.push_back({shared, global, valid, where});
+void cp_async(void* shared, const void* global, size_t bytes, bool valid, Place where) {
+  check_shared(shared, bytes, where);
+  if (valid) check_aligned(global, bytes, where);
+  machine.now->copies.push_back({shared, global, bytes, valid, where});
 }
 
 void cp_async_commit() {

@@ -174,7 +174,7 @@ inline void check_aligned(const void* address, size_t bytes, Place where) {
   if (reinterpret_cast<uintptr_t>(address) % bytes) [[unlikely]]
     misaligned(address, bytes, where);
 }
-void cp_async_16(void* shared, const void* global, bool valid, Place where);
+void cp_async(void* shared, const void* global, size_t bytes, bool valid, Place where);
 void cp_async_commit();
 void cp_async_wait(int newest);
 // `count` 8 x 8 matrices of 16 bits; lane l holds the address of row l % 8 of matrix l / 8.

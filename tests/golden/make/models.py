@@ -20,6 +20,7 @@ from transformers import Wav2Vec2ForPreTraining
 from tiny import MODELS, canonical, ctc, fill, folder, last_state, linear_init, load, rng, save, signal, states
 
 LENGTHS = {400: 1, 21920: 1, 99200: 16}            # samples -> every how many frames a row is stored
+LONG = {272400: 16}                                # 851 frames: past the last bucket of wavlm-group
 UTTERANCES = [(3, 21920, [4, 1, 1, 9, 2, 5, 5, 5, 7, 3, 10, 6]), (4, 8000, [8, 2, 2, 1, 10])]   # seed, samples, labels
 VOCAB = 11
 
@@ -60,11 +61,14 @@ def write_shards(path, weights):
         f.write('\n')
 
 
+def lengths_of(name): return LENGTHS | (LONG if name == 'wavlm-group' else {})
+
+
 def hidden(model, single, name):
     """hidden.SAMPLES.LAYER [rows, C], norm.SAMPLES [L + 1] of the whole states, autocast.SAMPLES [L + 1] what PyTorch's
     bf16 autocast of the float32 model is off by, relatively; seed = samples."""
     out = {}
-    for n, stride in LENGTHS.items():
+    for n, stride in lengths_of(name).items():
         with torch.no_grad():
             hs = states(model, name, signal(n, n))
             with torch.autocast('cpu', dtype=torch.bfloat16): rough = states(single, name, signal(n, n))
@@ -103,18 +107,25 @@ def gradients(model, single, name):
     return out
 
 
+def buckets(model, reach):
+    """The bucket of each distance (key - query) from -reach to reach, by WavLM's own function."""
+    return model.encoder.layers[0].attention._relative_positions_bucket(torch.arange(-reach, reach + 1))
+
+
 def main():
     torch.set_num_threads(1)
     for name in sys.argv[1:] or MODELS:
         write_folder(name)
         model = load(name)
         single = load(name, torch.float32)
-        save(name, hidden(model, single, name) | gradients(model, single, name))
+        values = hidden(model, single, name) | gradients(model, single, name)
+        if name.startswith('wavlm'): values['buckets'] = buckets(model, 1000)
+        save(name, values)
         with torch.no_grad():
-            for n in LENGTHS:
+            for n in lengths_of(name):
                 a, b = last_state(single, name, signal(n, n)).double(), last_state(model, name, signal(n, n))
                 off = (a - b).norm() / b.norm()
                 print(f'  {n}: T {len(b)}, rms {b.pow(2).mean().sqrt():.3f}, PyTorch float32 differs by {off:.1e}')
 
 
-main()
+if __name__ == '__main__': main()

@@ -18,7 +18,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import (Data2VecAudioConfig, Data2VecAudioModel, HubertConfig, HubertModel, UniSpeechSatConfig,
-                          UniSpeechSatModel, Wav2Vec2Config, Wav2Vec2Model)
+                          UniSpeechSatModel, Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel)
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -49,6 +49,11 @@ MODELS = {
     'data2vec': (Data2VecAudioModel, True, Data2VecAudioConfig(
         **BASE, conv_bias=False, hidden_size=32, num_hidden_layers=2, intermediate_size=96, conv_pos_kernel_size=19,
         num_conv_pos_embeddings=5)),
+    'wavlm-group': (WavLMModel, False, WavLMConfig(
+        **BASE, **GROUP, hidden_size=32, num_hidden_layers=3, intermediate_size=96, num_conv_pos_embeddings=16)),
+    'wavlm-layer': (WavLMModel, True, WavLMConfig(
+        **BASE, **LAYER, hidden_size=32, num_hidden_layers=2, intermediate_size=64, num_conv_pos_embeddings=15,
+        num_buckets=32, max_bucket_distance=50)),
 }
 
 
@@ -68,6 +73,8 @@ RULES = [('feature_extractor.conv_layers.', 'conv.'), ('.conv.parametrizations.w
          ('feature_projection.projection.', 'feat_proj.'), ('masked_spec_embed', 'mask_emb'),
          ('encoder.layer_norm.', 'enc.norm.'), ('encoder.layers.', 'enc.'), ('.attention.out_proj.', '.attn.o.'),
          ('.attention.q_proj.', '.attn.q.'), ('.attention.k_proj.', '.attn.k.'), ('.attention.v_proj.', '.attn.v.'),
+         ('.attention.rel_attn_embed.weight', '.attn.rel_bias'), ('.attention.gru_rel_pos_const', '.attn.rel_gate.scale'),
+         ('.attention.gru_rel_pos_linear.', '.attn.rel_gate.'),
          ('.feed_forward.intermediate_dense.', '.ffn.up.'), ('.feed_forward.output_dense.', '.ffn.down.'),
          ('.final_layer_norm.', '.ffn_norm.')]
 
@@ -81,9 +88,10 @@ def canonical(name):
 
 
 def f32(x):
-    """Tensor or array of any type -> contiguous float32, the [1, 1, K] of weight_g as [K]."""
+    """Tensor or array of any type -> contiguous float32, [1, 1, K] of weight_g as [K], [1, H, 1, 1] as [H]."""
     x = torch.as_tensor(x).detach().to(torch.float32)
-    return (x.reshape(-1) if x.dim() == 3 and x.shape[:2] == (1, 1) else x).contiguous()
+    flat = x.dim() == 3 and x.shape[:2] == (1, 1) or x.dim() == 4 and (x.shape[0], *x.shape[2:]) == (1, 1, 1)
+    return (x.reshape(-1) if flat else x).contiguous()
 
 
 def save(name, tensors, **notes):
@@ -141,6 +149,7 @@ def fill(name, tensor, r):
     shape = tuple(tensor.shape)
     if 'norm' in name: return r.uniform(0.5, 1.5, shape) if name.endswith('weight') else r.normal(0, 0.2, shape)
     if name.endswith(('original0', 'weight_g')): return r.uniform(0.5, 2.0, shape)
+    if name.endswith('gru_rel_pos_const'): return r.uniform(0.5, 2.0, shape)
     if name == 'masked_spec_embed': return r.uniform(0, 1, shape)
     if name.endswith('bias'): return r.normal(0, 0.2, shape)
     gain = 2.0 if 'q_proj' in name or 'k_proj' in name else 1.5 if 'conv_layers' in name else 1.0
