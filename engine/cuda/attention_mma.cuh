@@ -678,6 +678,7 @@ __global__ void __launch_bounds__(128, 2)
   }
   if (own >= block.T) return;
   bias_gradients.finish();
+  if (!dqkv.data) return;
   float factor0[2 * M], factor1[2 * M];
 #pragma unroll
   for (int i = 0; i < 2 * M; ++i) factor0[i] = scale, factor1[i] = batch.dropout.scale;

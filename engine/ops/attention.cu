@@ -210,12 +210,13 @@ void attention_backward(Context& ctx, Tensor dy, Tensor qkv, const RelativeBias&
     };
     with_bias(relative, [&]<bool Biased>() {
       if constexpr (std::is_same_v<T, bf16>)
-        if (in.whole && gradient.whole && to.whole && on_tensor_cores(batch.D, Biased))
+        if (in.whole && gradient.whole && (to.whole || !dqkv) && on_tensor_cores(batch.D, Biased))
           return with_mma_width<Biased>(batch.D, [&]<int W>() {
             using Tile = MmaTile<W>;
             const size_t shared = sizeof(MmaBackwardShared<W, Biased>);
             run(attention_mma_backward_kernel<W, false, Biased>, Tile::R, Tile::kThreads, shared);
-            run(attention_mma_backward_kernel<W, true, Biased>, Tile::R, Tile::kThreads, shared);
+            if (dqkv)
+              run(attention_mma_backward_kernel<W, true, Biased>, Tile::R, Tile::kThreads, shared);
             sum_table(ctx, batch, bias, segments, Tile::kWarpRows, grads.table);
           });
       with_fma_width(batch.D, [&]<int W>() {
