@@ -9,6 +9,10 @@
 // Gradient of the table: a group of query rows sums its diagonals. Each is complete once the keys
 //          have passed it, and is then written once to the group's own row of [2 reach + 1];
 //          distances beyond go into the two ends. attention.cu adds these rows up
+// Cost     on tensor cores, of a warp's part of 32 x 32: 4 reads of 16 bytes, 44 multiply-adds and
+//          multiplications for the scores; 64 multiply-adds, some 20 accesses of shared memory and
+//          24 additions for the gradients, in the kernel that keeps queries alone. Shared memory: 2
+//          KB forward, 8.5 KB backward. In global memory H (2 reach + 1) floats for 32 queries
 // Numbers  f32, fixed order
 #pragma once
 

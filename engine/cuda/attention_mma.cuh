@@ -18,7 +18,7 @@
 //          are what bounds it, at the share of the tensor cores' peak that mma.sync reaches (about
 //          0.62 on Hopper, published). W = 64: 168 registers and 48 KB, three blocks on a
 //          multiprocessor; backward two blocks, 66688 bytes; W = 80, 128: 80 KB forward, 99456
-//          bytes backward
+//          bytes backward. With a bias (W = 64 alone): as many blocks, attention_bias.cuh has more
 // Numbers  bf16 products, f32 sums, softmax in base 2. The running maximum of a row follows only
 //          when it would grow by more than 2^8: sums stay far from overflow, and rescaling is rare.
 //          The same bits every run, and of an utterance alone or in a pack

@@ -98,7 +98,7 @@ TEST_CASE("config: absent keys take their defaults, unknown ones are errors") {
   EXPECT(e.message == "m: key hubert.blok_count is not known");
   EXPECT(e.hint == "did you mean hubert.block_count?");
   refuses("general.architecture", std::string("llama"),
-          "architecture llama (expected hubert, wav2vec2, wavlm)");
+          "architecture llama (expected hubert, wav2vec2, unispeechsat, wavlm)");
   refuses("hubert.block_count", std::string("12"), "hubert.block_count");
 }
 
