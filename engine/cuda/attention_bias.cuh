@@ -32,7 +32,10 @@ struct AttentionBias {
   float* groups;  // [H, group_count, 2 reach + 1]
   int64_t group_count;
 
-  // Of the block's utterance.
+  // Of the block's utterance. Where registers are short: gate + first_gate().
+  __device__ const float* gates(const AttentionBatch& batch, const AttentionBlock& block) const {
+    return gate + block.head * batch.frames + block.start;
+  }
   __device__ int first_gate(const AttentionBatch& batch, const AttentionBlock& block) const {
     return block.head * static_cast<int>(batch.frames) + block.start;
   }

@@ -94,11 +94,11 @@ struct FmaTile {
     return sum;
   }
 
-  // Of `rows` queries from `first` on, which is a place in the matrix of gates.
-  __device__ __forceinline__ static void load_gates(const AttentionBias& bias, int first, int rows,
+  // Of `rows` queries from `first` on.
+  __device__ __forceinline__ static void load_gates(const float* gates, int first, int rows,
                                                     int there, float* to) {
-    for (int i = thread_anew(); i < rows; i += kThreads)
-      to[i] = i < there ? bias.gate[first + i] : 0.0f;
+    for (int i = static_cast<int>(threadIdx.x); i < rows; i += kThreads)
+      to[i] = i < there ? gates[first + i] : 0.0f;
   }
 
   // sums += scores b; scores [R, N] in shared memory
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(256)
   const float scale = batch.scale() * kLog2e;  // scores in base 2
   Tile::load(qkv, block.start + block.first, column, R, there, D, shared.q);
   if constexpr (Biased)
-    Tile::load_gates(bias, bias.first_gate(batch, block) + block.first, R, there, shared.gates);
+    Tile::load_gates(bias.gates(batch, block), block.first, R, there, shared.gates);
   typename Tile::Sums sums = {};
   float most[I], total[I] = {};
   for (float& m : most) m = -INFINITY;
@@ -365,8 +365,7 @@ __global__ void __launch_bounds__(256, 2)
     for (int i = static_cast<int>(threadIdx.x); i < rows; i += Tile::kThreads)
       shared.sums[i] =
           i < left ? query_sums[block.head * batch.sums_stride() + at + i] : QuerySums{0, 0};
-    if constexpr (Biased)
-      Tile::load_gates(bias, bias.first_gate(batch, block) + row, rows, left, shared.gates);
+    if constexpr (Biased) Tile::load_gates(bias.gates(batch, block), row, rows, left, shared.gates);
   };
   load(Keys, block.first, R, shared.a0, shared.a1);
   typename Tile::Sums sums0 = {}, sums1 = {};
@@ -382,9 +381,9 @@ __global__ void __launch_bounds__(256, 2)
     __syncthreads();
     typename Tile::Scores scores, slopes;
     Tile::multiply(shared.a0, shared.b0, scores);
+    Tile::multiply(shared.a1, shared.b1, slopes);
     if constexpr (Biased)
       Tile::template add_bias<Keys>(shared.gates, shared.window, bias.unit, scores);
-    Tile::multiply(shared.a1, shared.b1, slopes);
 #pragma unroll
     for (int i = 0; i < I; ++i)
 #pragma unroll

@@ -27,7 +27,7 @@ Json succeeds(const std::string& tool, std::vector<std::string> arguments) {
   const Outcome o = run_program(tool, arguments);
   INFO(tool, ": ", o.err);
   REQUIRE(o.code == 0);
-  return Json::parse(o.out.substr(0, o.out.find('\n')));
+  return Json::parse(o.out);
 }
 
 std::string make_model(const test::TemporaryFolder& folder, const Family& family) {
@@ -50,6 +50,7 @@ TEST_CASE("families: made, trained, merged, probed, extracted and converted") {
     if (test::absent(tool)) return;
   for (const Family& family : kFamilies) {
     const test::TemporaryFolder folder;
+    const std::string digits = find_corpus("digits", corpora_folder());
     const std::string base = make_model(folder, family), run = folder / "run",
                       merged = folder / "merged.gguf";
     EXPECT(succeeds("sft-info", {base}).at("config").at("general.architecture") == family.arch);
@@ -59,16 +60,15 @@ TEST_CASE("families: made, trained, merged, probed, extracted and converted") {
     EXPECT(id_of(run) != id_of(base));
     EXPECT(id_of(merged) != id_of(base));
     EXPECT(id_of(merged) != id_of(run));
-    const Json probed = succeeds("sft-probe", {merged, "--task", "sid", "--data", "digits",
-                                               "--steps", "3", "--lr", "1e-3", "-q"});
+    const Json probed = succeeds("sft-probe", {merged, "--task", "sid", "--data", digits, "--steps",
+                                               "3", "--lr", "1e-3", "-q"});
     EXPECT(probed.at("layer_shares").size() == 3);
 
     const std::string hf = folder / "hf";
     succeeds("sft-convert", {merged, "-o", hf});
     EXPECT(id_of(hf) == id_of(merged));
-    const Manifest digits = read_manifest(find_corpus("digits", corpora_folder()));
-    const Json extracted = succeeds(
-        "sft-extract", {hf, digits.rows[0].file, "--states", "all", "-o", folder / "states"});
+    const Json extracted = succeeds("sft-extract", {hf, read_manifest(digits).rows[0].file,
+                                                    "--states", "all", "-o", folder / "states"});
     EXPECT(extracted.at("utterances") == 1);
   }
 }
