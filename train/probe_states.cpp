@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
+#include "engine/audio/decode.h"
+#include "engine/cuda/runtime.h"
 #include "engine/step_memory.h"
 #include "engine/transfer.h"
 #include "models/pack.h"
@@ -54,15 +57,28 @@ class StateComputer {
   void prefetch(const Batch& batch) { loader_.prefetch(batch); }
 
   void compute(const Batch& batch, StateCache& cache) {
-    std::vector<int32_t> lengths;
-    for (uint32_t row : batch) lengths.push_back(static_cast<int32_t>(samples_[row]));
-    // indices seed dropout only, and nothing drops here
-    pack_.assign(encoder_.config, lengths, std::vector<int32_t>(batch.size()));
+    assign(batch);
     memory_.step(store_.prepared(), options_.compute,
                  [&](Context& ctx) { compute(ctx, batch, cache); });
   }
 
+  // What that takes, by a dry step.
+  int64_t bytes(const Batch& batch, StateCache& cache) {
+    assign(batch);
+    memory_.forget_peak();
+    Context dry = memory_.context(store_.prepared(), options_.compute, true);
+    compute(dry, batch, cache);
+    return memory_.peak();
+  }
+
  private:
+  void assign(const Batch& batch) {
+    std::vector<int32_t> lengths;
+    for (uint32_t row : batch) lengths.push_back(static_cast<int32_t>(samples_[row]));
+    // indices seed dropout only, and nothing drops here
+    pack_.assign(encoder_.config, lengths, std::vector<int32_t>(batch.size()));
+  }
+
   void compute(Context& ctx, const Batch& batch, StateCache& cache) {
     Tape tape(ctx, /*recording=*/false);
     const Tensor wave = load(ctx, batch);
@@ -107,6 +123,37 @@ class StateComputer {
   WavePack pack_;
 };
 
+// Packs cut until the device's memory is enough for each.
+std::vector<Batch> packs_that_fit(StateComputer& computer, const cuda::Runtime& gpu,
+                                  StateCache& cache, const Config& config,
+                                  std::span<const int64_t> samples, int64_t pack_frames) {
+  const int64_t available = gpu.free_bytes();
+  const auto seconds = [](int64_t n) { return static_cast<double>(n) / kSampleRate; };
+  int64_t needed = 0, most = 0;
+  for (int64_t frames = pack_frames; frames > 0; frames /= 2) {
+    const std::vector<Batch> packs = packs_of(config, samples, frames);
+    needed = most = 0;
+    for (const Batch& pack : packs) {
+      int64_t total = 0;
+      for (uint32_t row : pack) total += samples[row];
+      if (total <= most) continue;
+      most = total;
+      needed = std::max(needed, computer.bytes(pack, cache));
+    }
+    if (needed <= available) return packs;
+  }
+  const Batch longest_first = packs_of(config, samples, std::numeric_limits<int64_t>::max()).at(0);
+  const auto count = static_cast<int64_t>(longest_first.size());
+  const int64_t fit = largest_that_fits(count, available, [&](int64_t n) {
+    return computer.bytes({longest_first[count - n]}, cache);
+  });
+  fail(Kind::resource, Hint{"shorter utterances, or --device cpu"},
+       "{:.1f} s of audio at once need {} MiB of device memory, {} MiB are free: {}", seconds(most),
+       needed >> 20, available >> 20,
+       fit ? fmt::format("enough for {:.1f} s", seconds(samples[longest_first[count - fit]]))
+           : "not enough for any utterance");
+}
+
 }  // namespace
 
 int64_t cache_bytes(const Config& config, std::span<const int64_t> samples,
@@ -121,7 +168,10 @@ StateCache compute_states(const Encoder& encoder, ParamStore& store, const Manif
                           const std::function<void(int64_t done)>& progress) {
   StateCache cache = empty_cache(encoder.config, samples, options);
   StateComputer computer(encoder, store, manifest, samples, options);
-  const std::vector<Batch> packs = packs_of(encoder.config, samples, options.pack_frames);
+  const std::vector<Batch> packs =
+      store.gpu() ? packs_that_fit(computer, *store.gpu(), cache, encoder.config, samples,
+                                   options.pack_frames)
+                  : packs_of(encoder.config, samples, options.pack_frames);
   int64_t done = 0;
   if (!packs.empty()) computer.prefetch(packs[0]);
   for (size_t p = 0; p < packs.size(); ++p) {

@@ -4,12 +4,14 @@
 #include <cmath>
 
 #include "engine/audio/decode.h"
+#include "engine/cuda/emulator/lost_device.h"
 #include "engine/io/file.h"
 #include "models/checkpoint.h"
 #include "models/extract.h"
 #include "models/initialise.h"
 #include "models/pack.h"
 #include "tests/doctest.h"
+#include "tests/op_spec.h"
 #include "tests/temporary_folder.h"
 #include "train/corpus.h"
 
@@ -254,6 +256,47 @@ TEST_CASE("probe: cached states are those of the encoder on each utterance alone
       EXPECT(mean_error < 1e-5 * std::sqrt(norm / static_cast<double>(alone.count())) + 1e-5);
     }
   }
+}
+
+TEST_CASE("probe: states on a device with little memory") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  using cuda::emulator::free_bytes_are;
+  if (!free_bytes_are) return test::skip("needs the emulator");
+  const test::TemporaryFolder folder;
+  const Manifest manifest = read_manifest(small_manifest(folder, "words", {{"train", 5}}));
+  const Config config = preset("hubert-tiny");
+  TensorMap tensors;
+  initialise_missing(tensors, backbone_tensors(config), 1);
+  Encoder encoder(config);
+  ParamStore store(&shared_gpu());
+  store.bind(param_requests(encoder), tensors, "random");
+  std::vector<int64_t> samples;
+  for (const Utterance& u : manifest.rows)
+    samples.push_back(static_cast<int64_t>(load_audio(u.file, AudioRange{u.start, u.end}).size()));
+  const auto states = [&](int64_t free) {
+    free_bytes_are(free);
+    return compute_states(encoder, store, manifest, samples, {.states = {0, 4}, .pooled = true});
+  };
+  const StateCache whole = states(-1);
+  bool cut = false;
+  std::string said;
+  for (int64_t free = int64_t{64} << 20; said.find("any utterance") == std::string::npos;
+       free = free * 3 / 4) {
+    const Error e = test::error_of([&] {
+      const StateCache some = states(free);
+      cut = true;
+      for (size_t i = 0; i < whole.states[1].size(); ++i)
+        EXPECT(std::abs(some.states[1][i] - whole.states[1][i]) < 1e-4);
+      fail(Kind::internal, "it fits");
+    });
+    if (e.kind == Kind::internal) continue;
+    EXPECT(e.kind == Kind::resource);
+    EXPECT(e.message.find("MiB of device memory, ") != std::string::npos);
+    said += e.message + "\n";
+  }
+  free_bytes_are(-1);
+  EXPECT(cut);
+  EXPECT(said.find(": enough for ") != std::string::npos);
 }
 
 TEST_CASE("probe: a random encoder on the built-in corpus; test data decides nothing") {

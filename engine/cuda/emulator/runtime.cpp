@@ -32,6 +32,7 @@ void add_rows(const std::vector<float>& row, std::vector<float>& matrix) {
 // What its products are recorded with; algorithms with another first word are refused.
 constexpr GemmAlgorithm kAlgorithm{0x656d756c61746564};
 
+int64_t said_free = -1;      // by a test
 int64_t commands_left = -1;  // until the device is lost; negative: for ever
 
 void alive(const char* where) {
@@ -57,7 +58,7 @@ dim3 extent(const Extent& e) { return {e.x, e.y, e.z}; }
 class Emulated final : public Driver {
  public:
   std::string name() const override { return "emulated"; }
-  int64_t free_bytes() const override { return int64_t{4} << 30; }
+  int64_t free_bytes() const override { return said_free < 0 ? int64_t{4} << 30 : said_free; }
   int multiprocessors() const override { return 4; }
 
   void* allocate(int64_t bytes) override {
@@ -159,6 +160,8 @@ class Emulated final : public Driver {
 };
 
 }  // namespace
+
+void emulator::free_bytes_are(int64_t bytes) { said_free = bytes; }
 
 void emulator::lose_device(int64_t after_commands) { commands_left = after_commands; }
 
