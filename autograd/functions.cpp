@@ -9,6 +9,7 @@
 #include "engine/ops/dropout.h"
 #include "engine/ops/feature_penalty.h"
 #include "engine/ops/ffn.h"
+#include "engine/ops/gelu.h"
 #include "engine/ops/layer_norm.h"
 #include "engine/ops/linear.h"
 #include "engine/ops/lstm.h"
@@ -153,6 +154,23 @@ Var ffn(Tape& t, Var x, Var up_weight, Var up_bias, Var down_weight, Var down_bi
   });
 }
 
+Var gelu(Tape& t, Var x, Var residual) {
+  const Tensor y = gelu_forward(t.ctx, x, residual);
+  return t.record("gelu", y, {x, residual}, [=](Tape& t, Tensor dy) {
+    const Grad dresidual = t.grad(residual), dx = t.grad(x);
+    gelu_backward(t.ctx, dy, x, dresidual, dx);
+  });
+}
+
+Var grouped_conv(Tape& t, Var x, Var weight, Var bias, int groups, Segments segments) {
+  const Tensor y =
+      pos_conv_forward(t.ctx, x, weight, bias, groups, segments, PosConv::alone, false).y;
+  return t.record("grouped_conv", y, {x, weight, bias}, [=](Tape& t, Tensor dy) {
+    const Grad dx = t.grad(x), dweight = t.grad(weight), dbias = t.grad(bias);
+    pos_conv_backward(t.ctx, dy, x, weight, {}, groups, segments, dx, dweight, dbias);
+  });
+}
+
 Var layer_norm(Tape& t, Var x, Var weight, Var bias, float eps) {
   const LayerNormOut out = layer_norm_forward(t.ctx, x, weight, bias, eps);
   return t.record("layer_norm", out.y, {x, weight, bias}, [=](Tape& t, Tensor dy) {
@@ -201,7 +219,8 @@ Var mask_spans(Tape& t, Var x, Var mask_emb, std::span<const int32_t> rows) {
 
 Var pos_conv(Tape& t, Var x, Var weight, Var bias, int groups, Segments segments) {
   const bool keep = any_wanted(t, {x, weight, bias});
-  const PosConvOut out = pos_conv_forward(t.ctx, x, weight, bias, groups, segments, keep);
+  const PosConvOut out =
+      pos_conv_forward(t.ctx, x, weight, bias, groups, segments, PosConv::residual, keep);
   return t.record("pos_conv", out.y, {x, weight, bias}, [=](Tape& t, Tensor dy) {
     const Grad dx = t.grad(x), dweight = t.grad(weight), dbias = t.grad(bias);
     pos_conv_backward(t.ctx, dy, x, weight, out.pre, groups, segments, dx, dweight, dbias);

@@ -40,6 +40,10 @@ Var feature_penalty(Tape& t, Var x, Segments segments, std::span<const float> we
 Var ffn(Tape& t, Var x, Var up_weight, Var up_bias, Var down_weight, Var down_bias,
         Var residual = {}, Dropout activation_dropout = {}, Dropout dropout = {},
         Segments segments = {});
+// residual + GELU(x).
+Var gelu(Tape& t, Var x, Var residual = {});
+// The convolution of pos_conv alone.
+Var grouped_conv(Tape& t, Var x, Var weight, Var bias, int groups, Segments segments);
 Var layer_norm(Tape& t, Var x, Var weight, Var bias, float eps);
 Var linear(Tape& t, Var x, Var weight, Var bias = {}, Var residual = {}, Dropout dropout = {},
            Segments segments = {});

@@ -218,7 +218,7 @@ std::vector<TensorSpec> output_tensors(const MergeJob& job, std::string_view for
     specs.push_back({name, tensor.shape, keeps ? tensor.dtype : Dtype::f32});
   };
   for (const TensorSpec& spec : backbone_tensors(job.base.config))
-    add(spec.name, job.base.tensors.at(spec.name));
+    if (is_backbone(spec.name)) add(spec.name, job.base.tensors.at(spec.name));
   for (const auto& [name, tensor] : job.base.tensors)
     if (name.starts_with("pretrain.")) add(name, tensor);
   if (job.head)
@@ -310,7 +310,8 @@ Pass::Pass(const MergeJob& job, const MergeReport& report) : job_(job) {
   for (const MergeJob::Output& output : job.outputs)
     writers_.push_back(std::make_unique<ModelWriter>(
         output.path, format, output_config(job, output.alpha, report), specs, job.existing));
-  for (const TensorSpec& spec : backbone_tensors(job.base.config)) part_index(part_of(spec.name));
+  for (const TensorSpec& spec : backbone_tensors(job.base.config))
+    if (is_backbone(spec.name)) part_index(part_of(spec.name));
   for (const TensorSpec& spec : writers_[0]->tensors()) add_item(spec);
   sums_.resize(chunks_.size() * stride());
 }

@@ -53,7 +53,7 @@ std::vector<TensorSpec> task_tensors(const StoredModel& model) {
   if (model.config.task.kind.empty()) return {};
   const bool weighted = model.tensors.contains("task.layer_weights");
   NamedTaskHead head{TaskHead(model.config.task, model.config.width,
-                              weighted ? static_cast<int>(model.config.layers) + 1 : 0)};
+                              weighted ? static_cast<int>(model.config.states()) : 0)};
   return tensor_specs(head);
 }
 
@@ -69,7 +69,7 @@ std::vector<PretrainTensor> pretrain_tensors(const Config& c) {
           {"pretrain.proj.bias", {c.pretrain.dim}},
           {"pretrain.label_emb", {kAny, c.pretrain.dim}},
           {"pretrain.vq.codebook", {codes, kAny}},
-          {"pretrain.vq.proj.weight", {codes, c.conv_dims.back()}},
+          {"pretrain.vq.proj.weight", {codes, c.frame_width()}},
           {"pretrain.vq.proj.bias", {codes}},
           {"pretrain.vq_out.weight", {c.pretrain.dim, kAny}},
           {"pretrain.vq_out.bias", {c.pretrain.dim}}};
@@ -372,6 +372,7 @@ std::vector<std::string> save_model(const std::string& path, std::string_view fo
                                     Existing existing, Dtype products) {
   // q, k and v behind each other
   std::vector<TensorSpec> specs = backbone_tensors(config, products);
+  std::erase_if(specs, [](const TensorSpec& spec) { return !is_backbone(spec.name); });
   for (const auto& [name, tensor] : tensors.tensors)
     if (!is_backbone(name)) specs.push_back({name, tensor.shape, Dtype::f32});
   ModelWriter writer(path, format, config, std::move(specs), existing);

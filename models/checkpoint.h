@@ -62,7 +62,8 @@ std::string loaded_text(const ModelFile& model, std::string_view id);
 int64_t parameter_count(const TensorMap& tensors);  // of the backbone
 std::string size_label(int64_t parameters);         // "94M", as in general.size_label
 
-// Names and shapes that a configuration asks for: the backbone, in the order in which we write.
+// Names and shapes that a configuration asks for: the backbone, and the prediction heads of a
+// DistilHuBERT, in the order in which we write.
 // Products in the type given, where it fits.
 std::vector<TensorSpec> backbone_tensors(const Config& config, Dtype products = Dtype::f32);
 bool is_backbone(std::string_view name);  // neither pretrain.* nor task.*

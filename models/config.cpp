@@ -10,13 +10,25 @@
 
 namespace sft {
 
+namespace {
+constexpr int64_t kLogMelBins = 80;  // every second frame of 25 ms each 10 ms
+constexpr int64_t kLogMelHop = 320, kLogMelReceptive = 400;
+constexpr int64_t kLogMelMinSamples = 560;  // two frames at 100 Hz: one has no variance
+}  // namespace
+
+int64_t Config::frame_width() const { return log_mel() ? kLogMelBins : conv_dims.back(); }
+
+int64_t Config::min_samples() const { return log_mel() ? kLogMelMinSamples : receptive(); }
+
 int64_t Config::hop() const {
+  if (log_mel()) return kLogMelHop;
   int64_t hop = 1;
   for (int64_t stride : conv_strides) hop *= stride;
   return hop;
 }
 
 int64_t Config::receptive() const {
+  if (log_mel()) return kLogMelReceptive;
   int64_t receptive = 1, hop = 1;
   for (size_t i = 0; i < conv_kernels.size(); ++i) {
     receptive += (conv_kernels[i] - 1) * hop;
@@ -26,7 +38,7 @@ int64_t Config::receptive() const {
 }
 
 int64_t Config::frames(int64_t samples) const {
-  return samples < receptive() ? 0 : (samples - receptive()) / hop() + 1;
+  return samples < min_samples() ? 0 : (samples - receptive()) / hop() + 1;
 }
 
 namespace {
@@ -47,13 +59,33 @@ Config named(std::string_view arch) {
   return c;
 }
 
+Config data2vec_family() {
+  Config c = named("data2vecaudio");
+  c.conv_norm = "layer", c.normalize = true;
+  c.pos_kernel = 19, c.pos_depth = 5;
+  return c;
+}
+
+// input_dropout: s3prl's module has none.
+Config distilhubert_family() {
+  Config c = named("distilhubert");
+  c.layers = 2, c.feat_norm = c.mask_emb = false;
+  c.train.activation_dropout = 0.1, c.train.input_dropout = 0, c.train.layerdrop = 0;
+  return c;
+}
+
+Config decoar2_family() {
+  Config c = named("decoar2");
+  c.conv_dims = c.conv_kernels = c.conv_strides = {};
+  c.conv_norm = "none", c.feat_norm = c.mask_emb = false;
+  return c;
+}
+
 // The architectures, each as a model of it is where its file does not say.
 const std::vector<Config>& families() {
   static const std::vector<Config> table = {
-      named("hubert"),
-      named("wav2vec2"),
-      named("unispeechsat"),
-      named("wavlm"),
+      named("hubert"),   named("wav2vec2"),     named("unispeechsat"), named("wavlm"),
+      data2vec_family(), distilhubert_family(), decoar2_family(),
   };
   return table;
 }
@@ -72,6 +104,7 @@ const Config& family(std::string_view arch, std::string_view where) {
 }
 
 void check_convolutions(const Requirement& require, const Config& c) {
+  if (c.log_mel()) return;
   const size_t convs = c.conv_dims.size();
   require(
       convs >= 1 && convs <= 16 && c.conv_kernels.size() == convs && c.conv_strides.size() == convs,
@@ -100,6 +133,9 @@ void check_encoder(const Requirement& require, const Config& c) {
   require(c.norm_eps > 0 && c.norm_eps < 1, "attention.layer_norm_epsilon is not in (0, 1)");
   require(c.normalize_eps > 0 && c.normalize_eps < 1, "input.normalize_eps is not in (0, 1)");
   require(c.pos_kernel >= 1 && c.pos_kernel <= 1024, "pos_conv.kernel is not in 1..1024");
+  require(c.pos_depth >= 1 && c.pos_depth <= 16, "pos_conv.depth is not in 1..16");
+  require(!c.stacked_positions() || (c.conv_norm == "layer" && !c.pre_norm),
+          "data2vecaudio: conv.norm is not layer, or attention.pre_norm is true");
   require(
       c.pos_groups >= 1 && c.width % c.pos_groups == 0,
       fmt::format("pos_conv.groups {} does not divide embedding_length {}", c.pos_groups, c.width));
@@ -125,6 +161,7 @@ void check_training(const Requirement& require, const Config& c) {
   require(is_size(t.mask_length), "train.mask_length is not in 1..2^20");
   require(is_size(c.pretrain.dim) && is_size(c.pretrain.vq_groups) && is_size(c.pretrain.vq_vars),
           "a size of pretrain.* is not in 1..2^20");
+  require(c.states() <= 65, "pretrain.distill has too many states");
   require(c.pretrain.temp > 0 && c.pretrain.temp <= 1e3, "pretrain.temp is not in (0, 1000]");
 }
 
@@ -172,16 +209,11 @@ class Fields {
       field(a + "attention.rel_buckets", c_.rel_buckets);
       field(a + "attention.rel_max_distance", c_.rel_max_distance);
     }
-    field(a + "conv.dims", c_.conv_dims);
-    field(a + "conv.kernels", c_.conv_kernels);
-    field(a + "conv.strides", c_.conv_strides);
-    field(a + "conv.bias", c_.conv_bias);
-    field(a + "conv.norm", c_.conv_norm);
+    if (!c_.log_mel()) waveform(a);
     field(a + "feat_norm", c_.feat_norm);
     field(a + "pos_conv.kernel", c_.pos_kernel);
     field(a + "pos_conv.groups", c_.pos_groups);
-    field(a + "input.normalize", c_.normalize);
-    field(a + "input.normalize_eps", c_.normalize_eps);
+    if (c_.stacked_positions()) field(a + "pos_conv.depth", c_.pos_depth);
     field(a + "train.dropout", c_.train.dropout);
     field(a + "train.attention_dropout", c_.train.attention_dropout);
     field(a + "train.activation_dropout", c_.train.activation_dropout);
@@ -193,6 +225,10 @@ class Fields {
     field(a + "train.mask_length", c_.train.mask_length);
     field(a + "pretrain.dim", c_.pretrain.dim);
     field(a + "pretrain.temp", c_.pretrain.temp);
+    if (c_.arch == "distilhubert") {
+      field(a + "mask_emb", c_.mask_emb);
+      if (from_ || !c_.pretrain.distill.empty()) field(a + "pretrain.distill", c_.pretrain.distill);
+    }
     if (c_.arch == "wav2vec2") {
       field(a + "pretrain.vq.groups", c_.pretrain.vq_groups);
       field(a + "pretrain.vq.vars", c_.pretrain.vq_vars);
@@ -202,6 +238,15 @@ class Fields {
   const std::set<std::string, std::less<>>& keys() const { return keys_; }
 
  private:
+  void waveform(const std::string& a) {
+    field(a + "conv.dims", c_.conv_dims);
+    field(a + "conv.kernels", c_.conv_kernels);
+    field(a + "conv.strides", c_.conv_strides);
+    field(a + "conv.bias", c_.conv_bias);
+    field(a + "conv.norm", c_.conv_norm);
+    field(a + "input.normalize", c_.normalize);
+    field(a + "input.normalize_eps", c_.normalize_eps);
+  }
   void task() {
     field("sft.task.kind", c_.task.kind);
     field("sft.task.head", c_.task.head);
@@ -269,6 +314,18 @@ Config large_ls960() {
   return c;
 }
 
+Config data2vec_large() {
+  Config c = data2vec_family();
+  c.layers = 24, c.width = 1024, c.ffn = 4096, c.heads = 16;
+  return c;
+}
+
+Config distilhubert() {
+  Config c = distilhubert_family();
+  c.pretrain.distill = {4, 12};
+  return c;
+}
+
 // Small enough to pre-train on two cores in a minute; tools/demo.sh.
 Config tiny() {
   Config c;
@@ -309,6 +366,10 @@ const std::map<std::string, Config, std::less<>>& presets() {
     t["wavlm-large"] = large("wavlm", false);
     t["wavlm-tiny"] = tiny();
     t["wavlm-tiny"].arch = "wavlm";
+    t["data2vec-audio-base"] = data2vec_family();
+    t["data2vec-audio-large"] = data2vec_large();
+    t["distilhubert"] = distilhubert();
+    t["decoar2"] = decoar2_family();
     return t;
   }();
   return table;

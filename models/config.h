@@ -12,23 +12,27 @@
 namespace sft {
 
 struct Config {
-  std::string arch = "hubert";  // hubert, wav2vec2, unispeechsat, wavlm
-  int64_t layers = 12;          // block_count
-  int64_t width = 768;          // embedding_length, C
-  int64_t ffn = 3072;           // feed_forward_length, F
-  int64_t heads = 12;           // attention.head_count, H
-  double norm_eps = 1e-5;       // attention.layer_norm_epsilon
-  bool pre_norm = false;        // attention.pre_norm
+  // hubert, wav2vec2, unispeechsat, wavlm, data2vecaudio, distilhubert, decoar2
+  std::string arch = "hubert";
+  int64_t layers = 12;     // block_count
+  int64_t width = 768;     // embedding_length, C
+  int64_t ffn = 3072;      // feed_forward_length, F
+  int64_t heads = 12;      // attention.head_count, H
+  double norm_eps = 1e-5;  // attention.layer_norm_epsilon
+  bool pre_norm = false;   // attention.pre_norm
   // Of WavLM's relative position bias: attention.rel_buckets, attention.rel_max_distance.
   int64_t rel_buckets = 320, rel_max_distance = 800;
 
+  // The convolutions; none of this where log_mel().
   std::vector<int64_t> conv_dims = {512, 512, 512, 512, 512, 512, 512};
   std::vector<int64_t> conv_kernels = {10, 3, 3, 3, 3, 2, 2};
   std::vector<int64_t> conv_strides = {5, 2, 2, 2, 2, 2, 2};
   bool conv_bias = false;
   std::string conv_norm = "group";  // group: after the first one, over time; layer: after each
   bool feat_norm = true;
+  bool mask_emb = true;  // there is one
   int64_t pos_kernel = 128, pos_groups = 16;
+  int64_t pos_depth = 1;   // convolutions that stacked_positions() has
   bool normalize = false;  // waveforms to mean 0, variance 1
   double normalize_eps = 1e-5;
 
@@ -43,6 +47,7 @@ struct Config {
     int64_t dim = 256;  // final_dim
     double temp = 0.1;
     int64_t vq_groups = 2, vq_vars = 320;
+    std::vector<int64_t> distill;  // states of its teacher that a DistilHuBERT predicts
   } pretrain;
 
   // The task head, if the model has one: kind is empty if not.
@@ -60,8 +65,15 @@ struct Config {
 
   bool relative_bias() const { return arch == "wavlm"; }
   int64_t head_width() const { return width / heads; }
-  int64_t hop() const;        // samples from frame to frame: the product of the strides
-  int64_t receptive() const;  // samples that one frame sees
+  // Frames are log-mel energies, computed before anything that learns (DeCoAR 2.0).
+  bool log_mel() const { return arch == "decoar2"; }
+  // Positions come from several plain convolutions, each with norm and GELU (data2vec).
+  bool stacked_positions() const { return arch == "data2vecaudio"; }
+  int64_t states() const { return layers + 1 + static_cast<int64_t>(pretrain.distill.size()); }
+  int64_t frame_width() const;  // of what the feature projection reads
+  int64_t hop() const;          // samples from frame to frame: the product of the strides
+  int64_t receptive() const;    // samples that one frame sees
+  int64_t min_samples() const;  // that an utterance must have
   // Frames of an utterance of `samples` samples; 0 if it is too short.
   int64_t frames(int64_t samples) const;
 };

@@ -13,12 +13,14 @@ EncoderLayer::EncoderLayer(const Config& config, int index) {
 }
 
 Encoder::Encoder(const Config& c)
-    : config(c), conv(c), feat_proj(c.conv_dims.back(), c.width), norm(c.width) {
-  if (c.feat_norm) feat_norm = LayerNorm(c.conv_dims.back());
-  mask_emb.shape = {c.width};
-  pos_conv.weight_g.shape = {c.pos_kernel};
-  pos_conv.weight_v.shape = {c.width, c.width / c.pos_groups, c.pos_kernel};
-  pos_conv.bias.shape = {c.width};
+    : config(c),
+      conv(c),
+      feat_proj(c.frame_width(), c.width),
+      pos_conv(c),
+      norm(c.width),
+      distill(c) {
+  if (c.feat_norm) feat_norm = LayerNorm(c.frame_width());
+  if (c.mask_emb) mask_emb.shape = {c.width};
   for (int i = 0; i < c.layers; ++i) layers.emplace_back(c, i);
   if (c.relative_bias()) rel_buckets = relative_buckets(c.rel_buckets, c.rel_max_distance);
 }
@@ -54,17 +56,42 @@ struct EntryState {
   std::span<const int32_t> masked;
 };
 
-// Frames to state 0.
-Var run_entry(Tape& t, std::span<const Var> in, const EntryState& s) {
+Var project(Tape& t, std::span<const Var> in, const EntryState& s) {
   const Encoder& e = *s.encoder;
   const auto eps = static_cast<float>(e.config.norm_eps);
   Var x = e.config.feat_norm ? e.feat_norm(t, in[0], eps) : in[0];
   x = e.feat_proj(t, x, {}, Dropout{s.rates.input, fnv1a("feat_proj.dropout")}, s.segments);
-  if (!s.masked.empty()) x = mask_spans(t, x, e.mask_emb, s.masked);
-  const Var kernel = weight_norm(t, e.pos_conv.weight_g, e.pos_conv.weight_v);
-  x = pos_conv(t, x, kernel, e.pos_conv.bias, static_cast<int>(e.config.pos_groups), s.segments);
-  if (!e.config.pre_norm) x = e.norm(t, x, eps);
+  return s.masked.empty() ? x : mask_spans(t, x, e.mask_emb, s.masked);
+}
+
+Var add_positions(Tape& t, std::span<const Var> in, const EntryState& s) {
+  const Encoder& e = *s.encoder;
+  Var x = e.pos_conv(t, in[0], e.config, s.segments);
+  if (!e.config.pre_norm) x = e.norm(t, x, static_cast<float>(e.config.norm_eps));
   return dropout(t, x, Dropout{s.rates.hidden, fnv1a("enc.dropout")}, s.segments);
+}
+
+// Frames to the input of the first layer.
+Var enter(Tape& t, Var features, const EntryState& entry) {
+  return t.block(
+      "enc.entry", {features}, false,
+      [](Tape& t, std::span<const Var> in, const EntryState& s) {
+        const Var x = project(t, in, s);
+        return add_positions(t, std::span(&x, 1), s);
+      },
+      entry);
+}
+
+// The same in two blocks, so that the projected frames can be kept.
+Var enter(Tape& t, Var features, const EntryState& entry, Var& projected) {
+  projected = t.block(
+      "enc.projection", {features}, false,
+      [](Tape& t, std::span<const Var> in, const EntryState& s) { return project(t, in, s); },
+      entry);
+  return t.block(
+      "enc.positions", {projected}, false,
+      [](Tape& t, std::span<const Var> in, const EntryState& s) { return add_positions(t, in, s); },
+      entry);
 }
 
 bool layer_dropped(const Rng& rng, int layer, double rate) {
@@ -78,13 +105,13 @@ bool layer_dropped(const Rng& rng, int layer, double rate) {
 HiddenStates Encoder::encode(Tape& t, Var features, Segments segments,
                              const EncodeOptions& options) const {
   HiddenStates out;
-  out.count = static_cast<int>(layers.size()) + 1;
+  out.count = static_cast<int>(config.states()), out.output = static_cast<int>(config.layers);
   const auto keep = [&](int i) { return options.keep_all || (i < 64 && (options.keep >> i & 1)); };
-  Var x = t.block(
-      "enc.entry", {features}, false,
-      [](Tape& t, std::span<const Var> in, const EntryState& s) { return run_entry(t, in, s); },
-      EntryState{this, options.rates, segments, options.masked});
-  if (keep(0)) out.states[0] = x;
+  const EntryState entry{this, options.rates, segments, options.masked};
+  const bool predicts = !config.pretrain.distill.empty();
+  Var projected;
+  Var x = predicts ? enter(t, features, entry, projected) : enter(t, features, entry);
+  if (keep(0)) out.states[0] = predicts ? projected : x;
   const Var table =
       config.relative_bias() ? rel_table(t, layers[0].attn.rel_bias, rel_buckets) : Var{};
   for (size_t i = 0; i < layers.size(); ++i) {
@@ -97,7 +124,11 @@ HiddenStates Encoder::encode(Tape& t, Var features, Segments segments,
     if (keep(state)) out.states[state] = x;
   }
   if (config.pre_norm) x = norm(t, x, static_cast<float>(config.norm_eps));
-  out.states[out.count - 1] = x;
+  out.states[out.output] = x;
+  bool predictions = false;
+  for (int i = out.output + 1; i < out.count; ++i) predictions |= keep(i);
+  if (predictions)
+    distill(t, x, std::span(out.states).subspan(out.output + 1, out.count - out.output - 1));
   return out;
 }
 

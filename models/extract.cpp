@@ -9,28 +9,28 @@
 namespace sft {
 namespace {
 
-int parse_state(std::string_view text, int64_t layers) {
+int parse_state(std::string_view text, int64_t states) {
   int state = -1;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), state);
-  if (error != std::errc() || end != text.data() + text.size() || state < 0 || state > layers)
+  if (error != std::errc() || end != text.data() + text.size() || state < 0 || state >= states)
     fail(Kind::usage, "--states: '{}' (expected all, last, or numbers from 0 to {})",
-         printable(text), layers);
+         printable(text), states - 1);
   return state;
 }
 
 }  // namespace
 
-std::vector<int> parse_states(std::string_view text, int64_t layers) {
-  if (text == "last") return {static_cast<int>(layers)};
+std::vector<int> parse_states(std::string_view text, const Config& config) {
+  if (text == "last") return {static_cast<int>(config.layers)};
   std::vector<int> states;
   if (text == "all") {
-    states.resize(static_cast<size_t>(layers) + 1);
+    states.resize(static_cast<size_t>(config.states()));
     std::iota(states.begin(), states.end(), 0);
     return states;
   }
   for (size_t begin = 0; begin <= text.size();) {
     const size_t end = std::min(text.find(',', begin), text.size());
-    states.push_back(parse_state(text.substr(begin, end - begin), layers));
+    states.push_back(parse_state(text.substr(begin, end - begin), config.states()));
     begin = end + 1;
   }
   std::sort(states.begin(), states.end());
@@ -85,7 +85,7 @@ int64_t Extractor::longest(int64_t most, int64_t available) {
   constexpr int64_t kTenth = 1600;
   return kTenth * largest_that_fits(most / kTenth, available, [&](int64_t tenths) {
            const auto length = static_cast<int32_t>(
-               std::max<int64_t>(tenths * kTenth, encoder_.config.receptive()));
+               std::max<int64_t>(tenths * kTenth, encoder_.config.min_samples()));
            return bytes({&length, 1});
          });
 }

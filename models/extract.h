@@ -13,8 +13,9 @@
 
 namespace sft {
 
-// "all", "last", or numbers ("0,6,12"): which of the states 0..layers, in order. Kind::usage.
-std::vector<int> parse_states(std::string_view text, int64_t layers);
+// "all", "last" (the output), or numbers ("0,6,12"): which of a model's states, in order.
+// Kind::usage.
+std::vector<int> parse_states(std::string_view text, const Config& config);
 
 struct ExtractOptions {
   // run() will be called once, so derived weights are made in scratch and not kept. At first use
@@ -37,7 +38,7 @@ class Extractor {
   // tenth of a second; 0: not even that.
   int64_t longest(int64_t most, int64_t available);
 
-  // Computes the states of a batch; each wave has at least config.receptive() samples.
+  // Computes the states of a batch; each wave has at least config.min_samples() samples.
   void run(std::span<const std::span<const float>> waves);
   int32_t frames(int b) const { return pack_.frames().length(b); }
   // Of utterance b, the i-th of states(): [frames(b), C] f32 on the host, good until the next run.

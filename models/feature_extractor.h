@@ -22,7 +22,7 @@ struct FeatureExtractor {
   FeatureExtractor() = default;
   explicit FeatureExtractor(const Config& config);
 
-  // wave [S] (pack.wave, filled) -> frames [T, conv_dims.back()], after normalisation of the
+  // wave [S] (pack.wave, filled) -> frames [T, frame_width()], after normalisation of the
   // waveform where the model asks for it.
   Var operator()(Tape& t, const Config& config, Tensor wave, const WavePack& pack) const;
 };

@@ -26,11 +26,18 @@ constexpr std::array kFamilies = {
     Family{"wav2vec2", "wav2vec2", "Wav2Vec2Model"},
     Family{"unispeechsat", "unispeech-sat", "UniSpeechSatModel"},
     Family{"wavlm", "wavlm", "WavLMModel"},
+    Family{"data2vecaudio", "data2vec-audio", "Data2VecAudioModel"},
+    Family{"distilhubert", "hubert", "HubertModel"},  // without a norm before the projection
 };
 
 struct Spelling {
   std::string_view ours, theirs;  // '#' is a number
   bool write = true;              // the spelling that we write
+};
+
+// data2vec's: before the table below, which has other names for these.
+constexpr std::array kStackedPositions = {
+    Spelling{"pos_conv.#.*", "encoder.pos_conv_embed.layers.#.conv.*"},
 };
 
 // '*' stands for weight and for bias.
@@ -214,7 +221,7 @@ std::string_view arch_of(const Fields& f) {
   std::vector<std::string_view> known;
   for (const Family& family : kFamilies) {
     if (family.model_type == type) return family.arch;
-    known.push_back(family.model_type);
+    if (known.empty() || known.front() != family.model_type) known.push_back(family.model_type);
   }
   fail(Kind::input, "{}: model_type is {} (expected {})", printable(f.path()),
        type.empty() ? "missing" : printable(type), fmt::join(known, ", "));
@@ -249,10 +256,18 @@ Config architecture(const Fields& f) {
   f.get("conv_bias", c.conv_bias);
   f.get("feat_extract_norm", c.conv_norm);
   f.get("feat_proj_layer_norm", c.feat_norm);
-  f.get("num_conv_pos_embeddings", c.pos_kernel);
   f.get("num_conv_pos_embedding_groups", c.pos_groups);
   f.get("num_buckets", c.rel_buckets);
   f.get("max_bucket_distance", c.rel_max_distance);
+  if (c.stacked_positions()) {
+    c.conv_norm = "layer", c.pre_norm = false;  // Data2VecAudioModel has no others
+    c.pos_kernel = 19, c.pos_depth = 5;
+    f.get("conv_pos_kernel_size", c.pos_kernel);
+    f.get("num_conv_pos_embeddings", c.pos_depth);
+  } else {
+    f.get("num_conv_pos_embeddings", c.pos_kernel);
+  }
+  if (c.arch == "hubert" && !c.feat_norm) c.arch = "distilhubert", c.mask_emb = false;
   return c;
 }
 
@@ -332,9 +347,14 @@ bool ignorable(std::string_view name) {
 }  // namespace
 
 std::string name_from_huggingface(std::string_view name) {
-  return translate(kSpellings, name, false);
+  const std::string ours = translate(kSpellings, name, false);
+  return ours.empty() ? translate(kStackedPositions, name, false) : ours;
 }
-std::string name_to_huggingface(std::string_view name) { return translate(kSpellings, name, true); }
+std::string name_to_huggingface(std::string_view name, const Config& config) {
+  const std::string stacked =
+      config.stacked_positions() ? translate(kStackedPositions, name, true) : "";
+  return stacked.empty() ? translate(kSpellings, name, true) : stacked;
+}
 
 bool is_huggingface_folder(const std::string& path) {
   return std::filesystem::is_directory(path) && std::filesystem::exists(path + "/config.json");
@@ -389,7 +409,10 @@ StoredModel open_huggingface(const std::string& path) {
   model.in_file = static_cast<int64_t>(file->tensors().size());
   const std::string prefix = backbone_prefix(*file);
   for (const TensorInfo& info : file->tensors()) add_tensor(model, file, info, prefix);
-  if (!model.tensors.contains("mask_emb")) {  // absent where both mask probabilities were 0
+  const bool mask_emb = model.tensors.contains("mask_emb");
+  if (model.config.arch == "distilhubert") {  // has none of its own
+    model.config.mask_emb = mask_emb;
+  } else if (!mask_emb) {  // absent where both mask probabilities were 0
     model.tensors["mask_emb"] = {nullptr, {}, {model.config.width}, Dtype::f32};
     model.remarks.push_back(
         "mask_emb: not in the file, made as zeros (only pre-training reads it)");
@@ -411,8 +434,8 @@ std::string_view torch_name(Dtype dtype) {
 }
 
 // Empty: such a folder has no place for it.
-std::string their_name(std::string_view name, bool pretraining) {
-  const std::string theirs = name_to_huggingface(name);
+std::string their_name(std::string_view name, const Config& config, bool pretraining) {
+  const std::string theirs = name_to_huggingface(name, config);
   if (!theirs.empty()) return (pretraining ? "wav2vec2." : "") + theirs;
   return pretraining ? translate(kHeads, name, true) : "";
 }
@@ -452,7 +475,8 @@ Json config_json(const Config& config, bool pretraining, Dtype dtype) {
       {"feat_quantizer_dropout", config.train.feature_dropout},
       {"layerdrop", config.train.layerdrop},
       {"apply_spec_augment", true},
-      {"mask_time_prob", 0.05},  // above 0, or transformers has no masked_spec_embed
+      // above 0, or transformers has no masked_spec_embed
+      {"mask_time_prob", config.mask_emb ? 0.05 : 0.0},
       {"mask_time_length", 10},
       {"proj_codevector_dim", config.pretrain.dim},
       {"contrastive_logits_temperature", config.pretrain.temp},
@@ -467,6 +491,11 @@ Json config_json(const Config& config, bool pretraining, Dtype dtype) {
   if (config.relative_bias()) {
     json["num_buckets"] = config.rel_buckets;
     json["max_bucket_distance"] = config.rel_max_distance;
+  }
+  if (config.stacked_positions()) {
+    json["conv_pos_kernel_size"] = config.pos_kernel;
+    json["num_conv_pos_embeddings"] = config.pos_depth;
+    json.erase("feat_extract_norm"), json.erase("do_stable_layer_norm");
   }
   json["architectures"] = Json::array({pretraining ? "Wav2Vec2ForPreTraining" : family.bare});
   return json;
@@ -514,14 +543,14 @@ HuggingFaceFolder create_huggingface(const std::string& path, const Config& conf
                                      const std::vector<TensorSpec>& tensors, Existing existing) {
   const bool pretraining = has_pretraining_heads(config, tensors);
   Config kept = config;
-  kept.task = {};
+  kept.task = {}, kept.pretrain.distill = {};
   std::vector<std::string> dropped;
   std::vector<TensorSpec> specs;
   std::map<std::string, TensorSpec> ours;  // by their names
   const Json preprocessor = preprocessor_json(kept);
   Json json = config_json(kept, pretraining, tensors.empty() ? Dtype::f32 : tensors[0].dtype);
   for (const TensorSpec& tensor : tensors) {
-    const std::string theirs = their_name(tensor.name, pretraining);
+    const std::string theirs = their_name(tensor.name, config, pretraining);
     if (theirs.empty()) {
       dropped.push_back(fmt::format("{} {}: transformers has no place for it, dropped", tensor.name,
                                     tensor.shape));

@@ -27,6 +27,6 @@ HuggingFaceFolder create_huggingface(const std::string& path, const Config& conf
 // Our name of a tensor of a bare transformers model, and the other way round; empty: not known.
 // Old spellings of weight norm are read (weight_g) and written; new ones (parametrizations) read.
 std::string name_from_huggingface(std::string_view name);
-std::string name_to_huggingface(std::string_view name);
+std::string name_to_huggingface(std::string_view name, const Config& config);
 
 }  // namespace sft

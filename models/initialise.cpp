@@ -58,6 +58,7 @@ std::vector<float> values_of(std::string_view name, const Shape& shape, uint64_t
     return bias ? values.uniform(-bound, bound) : values.normal(std::sqrt(2 / inputs));
   if (name.starts_with("pos_conv.")) {
     if (bias) return values.constant(0);
+    if (!name.ends_with("weight_v")) return values.uniform(-bound, bound);
     const double taps = static_cast<double>(shape.back()), width = static_cast<double>(shape[0]);
     return values.normal(std::sqrt(4 / (taps * width)));
   }
@@ -84,7 +85,9 @@ void initialise_missing(TensorMap& tensors, const std::vector<TensorSpec>& specs
   for (const TensorSpec& spec : specs) {
     if (tensors.find(spec.name).data || spec.name.ends_with("weight_g")) continue;
     const bool bias = spec.name.ends_with(".bias"), rnn = spec.name.starts_with("task.rnn.");
+    const bool sets = spec.name.starts_with("pretrain.distill.1.");  // [set, in, out], [set, out]
     const double inputs = rnn    ? lstm_width(spec.shape)
+                          : sets ? static_cast<double>(spec.shape[1])
                           : bias ? weight_fan_in(spec.name, spec.shape, specs)
                                  : fan_in(spec.shape);
     tensors.add_owned(spec.name, spec.shape, values_of(spec.name, spec.shape, seed, inputs));

@@ -38,8 +38,8 @@ std::vector<Difference> verify(const ModelFile& in, const ModelFile& out, const 
   const std::vector<float> samples = load_audio(wav);
   if (in.config.frames(static_cast<int64_t>(samples.size())) == 0)
     fail(Kind::input, "{}: {} samples at 16 kHz (expected at least {})", printable(wav),
-         samples.size(), in.config.receptive());
-  const std::vector<int> states = parse_states("all", in.config.layers);
+         samples.size(), in.config.min_samples());
+  const std::vector<int> states = parse_states("all", in.config);
   Extractor before(in, states), after(out, states);
   const std::span<const float> waves[] = {samples};
   before.run(waves), after.run(waves);

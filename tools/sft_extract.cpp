@@ -110,7 +110,7 @@ using Batch = std::vector<uint32_t>;  // rows
 
 int32_t samples_of(const Utterance& row, const Config& config) {
   return static_cast<int32_t>(
-      std::max<int64_t>(std::llround(row.seconds * kSampleRate), config.receptive()));
+      std::max<int64_t>(std::llround(row.seconds * kSampleRate), config.min_samples()));
 }
 
 // Neighbours in length, the longest first: what needs most memory fails first.
@@ -274,11 +274,11 @@ class Extraction {
   }
 
   bool long_enough(uint32_t row, std::span<const float> wave) {
-    if (static_cast<int64_t>(wave.size()) >= config_.receptive()) return true;
+    if (static_cast<int64_t>(wave.size()) >= config_.min_samples()) return true;
     const Utterance& u = inputs_.rows.rows[row];
     if (!inputs_.listed[row])
       fail(Kind::input, "{}: {} samples at 16 kHz (expected at least {})", printable(u.file),
-           wave.size(), config_.receptive());
+           wave.size(), config_.min_samples());
     report_.skipped.push_back(u.id);
     return false;
   }
@@ -343,8 +343,8 @@ struct Arguments {
 void extract(Cli& cli, const Arguments& arguments) {
   const std::unique_ptr<cuda::Runtime> gpu = open_device(arguments.device.device);
   const ModelFile model = open_model(arguments.model);
-  const std::vector<int> states = parse_states(arguments.states, model.config.layers);
-  const Inputs inputs = collect(arguments.audio, model.config.receptive());
+  const std::vector<int> states = parse_states(arguments.states, model.config);
+  const Inputs inputs = collect(arguments.audio, model.config.min_samples());
   Output output = arguments.make_output(states);
   for (const Utterance& row : inputs.rows.rows)
     for (const std::string& path : output.paths(row.id)) check_destination(path, output.existing);

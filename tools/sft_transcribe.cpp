@@ -34,7 +34,7 @@ class Recogniser {
     const Config& config = file_.config;
     if (config.frames(static_cast<int64_t>(samples.size())) == 0)
       fail(Kind::input, "{}: {} samples at 16 kHz (expected at least {})", path, samples.size(),
-           config.receptive());
+           config.min_samples());
     const auto length = static_cast<int32_t>(samples.size());
     const int32_t utterance = 0;
     pack_.assign(config, {&length, 1}, {&utterance, 1});

@@ -37,6 +37,9 @@ void check_audio(const Utterance& u, const DataCheckOptions& options, CheckedRow
   const double seconds = static_cast<double>(row.samples) / kSampleRate;
   if (std::abs(seconds - u.seconds) > kRounding)
     row.fault = fmt::format("has {:.3f} s of audio, seconds says {}", seconds, u.seconds);
+  else if (row.samples < options.min_samples)
+    row.fault =
+        fmt::format("has {} samples (expected at least {})", row.samples, options.min_samples);
 }
 
 void check_target(const Manifest& manifest, const Utterance& u, const DataCheckOptions& options,

@@ -21,6 +21,7 @@ struct DataCheckOptions {
   TargetText target = {"text", Normalise::upper};
   bool need_target = true;  // false: rows whose target is `-` are fine
   int hop = 320, receptive = 400;
+  int64_t min_samples = 0;  // fewer: the row cannot be used
 };
 
 struct CheckedRow {

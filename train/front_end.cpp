@@ -27,7 +27,7 @@ FrontEnd::FrontEnd(const Encoder& encoder, AudioLoader& loader, std::vector<int6
 
 // Addresses only: memory is taken as rows come by.
 void FrontEnd::reserve_cache(int64_t budget) {
-  const int64_t row_bytes = encoder_.config.conv_dims.back() * static_cast<int64_t>(sizeof(float));
+  const int64_t row_bytes = encoder_.config.frame_width() * static_cast<int64_t>(sizeof(float));
   for (size_t row = 0; row < samples_.size(); ++row) {
     const int64_t bytes = encoder_.config.frames(samples_[row]) * row_bytes;
     if (cache_.mark() + bytes <= budget) cached_[row].frames = cache_.take(bytes);
@@ -92,7 +92,7 @@ Var FrontEnd::frames(Tape& t, std::span<const uint32_t> rows) {
   if (!frozen_) return convolve(t, pack_, rows);
   const Segments segments = pack_.frames();
   const Tensor out =
-      t.ctx.activation({segments.total(), encoder_.config.conv_dims.back()}, t.ctx.compute);
+      t.ctx.activation({segments.total(), encoder_.config.frame_width()}, t.ctx.compute);
   for (size_t b = 0; b < rows.size(); ++b)
     copy_frames(t.ctx, rows[b],
                 out.slice(segments.starts[b], segments.length(static_cast<int>(b))));

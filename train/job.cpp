@@ -62,6 +62,7 @@ Split read_split(const TrainJob& job, Manifest manifest, const std::string& name
   options.limits = {c.data.min_seconds, c.data.max_seconds};
   options.hop = static_cast<int>(model.hop());
   options.receptive = static_cast<int>(model.receptive());
+  options.min_samples = model.min_samples();
   Split split{std::move(manifest), {}};
   const auto total = static_cast<int64_t>(split.manifest.rows.size());
   split.check = check_data(split.manifest, options,

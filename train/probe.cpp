@@ -296,7 +296,7 @@ ProbeReport probe(const ProbeJob& job) {
   const std::string id = checked_id(model);
   StateOptions options;
   if (job.config.run.math == "bf16") options.compute = Dtype::bf16;
-  options.states = parse_states(c.probe.states, model.config.layers);
+  options.states = parse_states(c.probe.states, model.config);
   options.pooled = !settings.ctc();
   Data data = read_data(job, model.config, settings);
   ProbeReport report = describe(job, settings, data);

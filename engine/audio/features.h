@@ -45,6 +45,7 @@ class MelSpectrum {
 // Fewer than 2 frames (560 samples) is an error (input).
 class LogMel80 {
  public:
+  static constexpr int64_t kBins = 80;
   LogMel80();
   std::vector<float> operator()(std::span<const float> samples) const;
 

@@ -67,13 +67,13 @@ void pos_rows(const pos::Group& g, int64_t frames, int64_t first, int64_t rows, 
     pos_tile_rows_of<2>(g, frames, first, rows, tile_index, sums);
 }
 
-// y = x + GELU(sums + bias) of one row of a group; pre may be null.
+// y = x + GELU(sums + bias) of one row of a group; pre may be null. x null: y = sums + bias.
 void pos_finish(const float* sums, const float* x, const float* bias, int64_t n, float* pre,
                 float* y) {
   for_vectors(n, [&](int64_t i, int64_t m) {
     const Vec v = hn::Add(load(sums + i, m), load(bias + i, m));
     if (pre) store(v, pre + i, m);
-    store(hn::Add(load(x + i, m), gelu(v)), y + i, m);
+    store(x ? hn::Add(load(x + i, m), gelu(v)) : v, y + i, m);
   });
 }
 
@@ -83,10 +83,10 @@ void pos_unfinish(const float* dy, const float* pre, int64_t n, float* dpre) {
   });
 }
 
-// dx = dy + sums, or dx += dy + sums.
+// dx = dy + sums, or dx += dy + sums; dy may be null.
 void pos_add(const float* sums, const float* dy, int64_t n, bool add, float* dx) {
   for_vectors(n, [&](int64_t i, int64_t m) {
-    const Vec v = hn::Add(load(sums + i, m), load(dy + i, m));
+    const Vec v = dy ? hn::Add(load(sums + i, m), load(dy + i, m)) : load(sums + i, m);
     store(add ? hn::Add(load(dx + i, m), v) : v, dx + i, m);
   });
 }
@@ -230,15 +230,16 @@ void convolve(const Conv& conv, const float* turned, const float* panels, int64_
 }  // namespace
 
 PosConvOut pos_conv_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias, int groups,
-                            Segments segments, bool keep) {
+                            Segments segments, PosConv kind, bool keep) {
   const Conv conv = checked(x, weight, groups, segments);
   const int64_t C = conv.C();
   CHECK(bias.shape == Shape{C}, "pos_conv: bias is {}, x {}", bias.shape, x.shape);
+  CHECK(kind == PosConv::residual || !keep, "pos_conv: of a convolution alone nothing is kept");
   PosConvOut out{.y = ctx.activation(x.shape, x.dtype)};
   if (keep) out.pre = ctx.activation(x.shape, x.dtype);
   ProfileScope profile(ctx.dry ? nullptr : ctx.profile, "pos_conv", conv.flops(), 8.0 * conv.T * C);
   if (ctx.device == Device::cuda)
-    return cuda::pos_conv_forward(ctx, x, weight, bias, groups, segments, out), out;
+    return cuda::pos_conv_forward(ctx, x, weight, bias, groups, segments, kind, out), out;
   ScratchScope scratch(ctx.scratch);
   const float* panels = panels_of(ctx, conv, false);
   float* turned = ctx.temporary({C * conv.step()}).f32();
@@ -248,8 +249,9 @@ PosConvOut pos_conv_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias, 
   convolve(conv, turned, panels, conv.taps() / 2, chunks,
            [&](int64_t t, int64_t c, int64_t n, const float* sums) {
              float* pre = keep ? out.pre.row(t) + c : nullptr;
+             const float* residual = kind == PosConv::residual ? x.row(t) + c : nullptr;
              HWY_DYNAMIC_DISPATCH(pos_finish)
-             (sums, x.row(t) + c, bias.f32() + c, n, pre, out.y.row(t) + c);
+             (sums, residual, bias.f32() + c, n, pre, out.y.row(t) + c);
            });
   return out;
 }
@@ -332,7 +334,8 @@ void bias_gradient(Tensor dpre, Grad dbias) {
   });
 }
 
-void input_gradient(Context& ctx, const Conv& conv, Tensor dy, Tensor dpre, Grad dx) {
+// residual: dy, or empty.
+void input_gradient(Context& ctx, const Conv& conv, Tensor residual, Tensor dpre, Grad dx) {
   ScratchScope scratch(ctx.scratch);
   const float* panels = panels_of(ctx, conv, true);
   float* turned = ctx.temporary({conv.C() * conv.step()}).f32();
@@ -341,7 +344,8 @@ void input_gradient(Context& ctx, const Conv& conv, Tensor dy, Tensor dpre, Grad
   turn(conv, dpre, turned);
   convolve(conv, turned, panels, conv.taps() - 1 - conv.taps() / 2, chunks,
            [&](int64_t t, int64_t c, int64_t n, const float* sums) {
-             HWY_DYNAMIC_DISPATCH(pos_add)(sums, dy.row(t) + c, n, dx.add, dx.to.row(t) + c);
+             const float* dy = residual ? residual.row(t) + c : nullptr;
+             HWY_DYNAMIC_DISPATCH(pos_add)(sums, dy, n, dx.add, dx.to.row(t) + c);
            });
 }
 
@@ -355,15 +359,15 @@ void pos_conv_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Tensor 
   if (ctx.device == Device::cuda)
     return cuda::pos_conv_backward(ctx, dy, x, weight, pre, groups, segments, dx, dweight, dbias);
   ScratchScope scratch(ctx.scratch);
-  const Tensor dpre = ctx.temporary(x.shape);
-  if (!ctx.dry)
+  const Tensor dpre = pre ? ctx.temporary(x.shape) : dy;
+  if (pre && !ctx.dry)
     cpu::parallel_for(conv.T, 64, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t)
         HWY_DYNAMIC_DISPATCH(pos_unfinish)(dy.row(t), pre.row(t), conv.C(), dpre.row(t));
     });
   if (dbias && !ctx.dry) bias_gradient(dpre, dbias);
   if (dweight) weight_gradient(ctx, conv, x, dpre, dweight);
-  if (dx) input_gradient(ctx, conv, dy, dpre, dx);
+  if (dx) input_gradient(ctx, conv, pre ? dy : Tensor(), dpre, dx);
 }
 
 }  // namespace sft

@@ -1,4 +1,5 @@
-// pos_conv.cu: grouped convolution over the frames of each utterance, with GELU and the residual.
+// pos_conv.cu: grouped convolution over the frames of each utterance, with GELU and the residual,
+// or alone.
 //
 // Layout   x, y, pre, dy, dx [T, C] f32 or bf16; weight [C, C / G, K], bias, their gradients f32;
 //          weights laid as [C, K, C / G] in the type of x, and for dx with inputs and outputs
@@ -97,8 +98,9 @@ struct BiasSums {
   int C;
   __device__ void operator()(int64_t row, int c, Float8 (&sums)[1]) const {
     const Float8 d = load_row(dy.row(row), c, C, dy.whole);
-    const Float8 p = load_row(pre.row(row), c, C, pre.whole);
-    for (int k = 0; k < 8; ++k) sums[0].v[k] += d.v[k] * gelu_slope(p.v[k]);
+    Float8 p{};
+    if (pre.data) p = load_row(pre.row(row), c, C, pre.whole);
+    for (int k = 0; k < 8; ++k) sums[0].v[k] += pre.data ? d.v[k] * gelu_slope(p.v[k]) : d.v[k];
   }
 };
 
@@ -107,7 +109,7 @@ template <class T>
 struct StoreFrames {
   Spaced frames;
   int left;
-  GroupRows<T> base;  // x; backward: dy
+  GroupRows<T> base;  // x; backward: dy; no data: of the convolution alone
   const float* bias;  // null: backward
   GroupRows<T> pre;   // no data: not wanted
   GroupRows<T> to;
@@ -120,8 +122,10 @@ struct StoreFrames {
       for (int k = 0; k < 8 && c + k < to.channels; ++k)
         v.v[k] += bias[group * to.channels + c + k];
     if (pre.x.data) pre.store(t, group, c, v);
-    const Float8 x = base.load(t, group, c);
-    for (int k = 0; k < 8; ++k) v.v[k] = x.v[k] + (bias ? gelu(v.v[k]) : v.v[k]);
+    if (base.x.data) {
+      const Float8 x = base.load(t, group, c);
+      for (int k = 0; k < 8; ++k) v.v[k] = x.v[k] + (bias ? gelu(v.v[k]) : v.v[k]);
+    }
     if (add) {
       const Float8 before = to.load(t, group, c);
       for (int k = 0; k < 8; ++k) v.v[k] += before.v[k];
@@ -193,14 +197,15 @@ void convolve(Context& ctx, const Conv& conv, const T* spaced, const T* weight,
 }
 
 template <class T>
-void input_gradient(Context& ctx, const Conv& conv, Tensor dy, const Spaced& frames, const T* dpre,
-                    Grad dx) {
+void input_gradient(Context& ctx, const Conv& conv, Tensor residual, const Spaced& frames,
+                    const T* dpre, Grad dx) {
   ScratchScope scratch(ctx.scratch);
   const T* weight = laid_weight<T>(ctx, conv, true);
   if (ctx.dry) return;
-  convolve(ctx, conv, dpre, weight,
-           StoreFrames<T>{frames, static_cast<int>(conv.taps() - 1 - conv.left()), conv.of<T>(dy),
-                          nullptr, conv.of<T>({}), conv.of<T>(dx.to), dx.add});
+  convolve(
+      ctx, conv, dpre, weight,
+      StoreFrames<T>{frames, static_cast<int>(conv.taps() - 1 - conv.left()), conv.of<T>(residual),
+                     nullptr, conv.of<T>({}), conv.of<T>(dx.to), dx.add});
 }
 
 template <class T>
@@ -221,7 +226,7 @@ void weight_gradient(Context& ctx, const Conv& conv, Tensor x, const Spaced& fra
 }  // namespace
 
 void pos_conv_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias, int groups,
-                      Segments segments, const PosConvOut& out) {
+                      Segments segments, PosConv kind, const PosConvOut& out) {
   const Conv conv{weight, groups, x.rows(), segments.batch()};
   ScratchScope scratch(ctx.scratch);
   const Spaced frames = spaced(ctx, conv, segments);
@@ -230,7 +235,8 @@ void pos_conv_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias, int gr
     const T* xs = space_rows<T>(ctx, conv, {conv.of<T>(x), conv.of<T>({})}, frames);
     if (ctx.dry) return;
     convolve(ctx, conv, xs, taps,
-             StoreFrames<T>{frames, static_cast<int>(conv.left()), conv.of<T>(x), bias.f32(),
+             StoreFrames<T>{frames, static_cast<int>(conv.left()),
+                            conv.of<T>(kind == PosConv::residual ? x : Tensor()), bias.f32(),
                             conv.of<T>(out.pre), conv.of<T>(out.y), false});
   });
 }
@@ -246,7 +252,7 @@ void pos_conv_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Tensor 
       sum_columns<1>(ctx, BiasSums<T>{matrix<T>(dy), matrix<T>(pre), static_cast<int>(conv.C())},
                      x.rows(), conv.C(), {dbias});
     if (dweight) weight_gradient<T>(ctx, conv, x, frames, dpre, dweight);
-    if (dx) input_gradient<T>(ctx, conv, dy, frames, dpre, dx);
+    if (dx) input_gradient<T>(ctx, conv, pre ? dy : Tensor(), frames, dpre, dx);
   });
 }
 

@@ -4,7 +4,8 @@
 //   pre[t, o] = bias[o] + sum_ij weight[o, i, j] x[t + j - floor(K / 2), group(o) C / G + i]
 //   y = x + GELU(pre)
 //
-// Frames outside the utterance count as zero. Taps that meet only such frames are skipped.
+// or the convolution alone, y = pre, as data2vec stacks it. Frames outside the utterance count as
+// zero. Taps that meet only such frames are skipped.
 #pragma once
 
 #include "engine/context.h"
@@ -17,15 +18,18 @@ struct PosConvOut {
   Tensor pre;  // [T, C], saved if keep
 };
 
+enum class PosConv { residual, alone };  // y = x + GELU(pre), whose pre may be saved; y = pre
+
 // x [T, C]; weight [C, C / groups, K]; bias [C].
 PosConvOut pos_conv_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias, int groups,
-                            Segments segments, bool keep);
+                            Segments segments, PosConv kind, bool keep);
+// pre empty: of the convolution alone.
 void pos_conv_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Tensor pre, int groups,
                        Segments segments, Grad dx, Grad dweight, Grad dbias);
 
 namespace cuda {  // pos_conv.cu
 [[gnu::weak]] void pos_conv_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias, int groups,
-                                    Segments segments, const PosConvOut& out);
+                                    Segments segments, PosConv kind, const PosConvOut& out);
 [[gnu::weak]] void pos_conv_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Tensor pre,
                                      int groups, Segments segments, Grad dx, Grad dweight,
                                      Grad dbias);

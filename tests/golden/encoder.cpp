@@ -1,5 +1,6 @@
 // Hidden states and gradients of the tiny models against transformers in float64
 // (tests/golden/README.md).
+#include <filesystem>
 #include <map>
 
 #include "engine/cpu/gemm.h"
@@ -15,9 +16,15 @@ using test::GoldenFile;
 
 namespace {
 
-const char* const kModels[] = {"hubert-group",   "hubert-layer",       "wav2vec2-group",
-                               "wav2vec2-layer", "unispeechsat-layer", "wavlm-group",
-                               "wavlm-layer"};
+const char* const kModels[] = {
+    "hubert-group",       "hubert-layer", "wav2vec2-group", "wav2vec2-layer", "wavlm-group",
+    "unispeechsat-layer", "wavlm-layer",  "data2vec",       "distilhubert",   "decoar2"};
+
+// A folder of transformers, or one file of ours.
+std::string model_path(const std::string& name) {
+  const std::string folder = test::golden("models/" + name);
+  return std::filesystem::exists(folder) ? folder : folder + ".safetensors";
+}
 
 // A model of a golden folder with a linear CTC head; trainable: everything in one range.
 struct Golden {
@@ -38,7 +45,7 @@ struct Golden {
             .prepared = store.prepared(),
             .gpu = run.ctx.gpu,
             .compute = where.compute} {
-    ModelFile file = open_model(test::golden("models/" + name));
+    ModelFile file = open_model(model_path(name));
     file.config.task = {
         .kind = "ctc", .head = "linear", .units = std::vector<std::string>(11, "u")};
     model = {Encoder(file.config), {TaskHead(file.config.task, file.config.width)}};
@@ -85,13 +92,13 @@ namespace {
 double allowed_error(const GoldenFile& values, Dtype compute, int64_t samples, int l, int count) {
   if (compute == Dtype::f32) return l + 1 < count ? 1e-5 : 5e-5;
   const double theirs = 1.1 * values.values(fmt::format("autocast.{}", samples))[l];
-  return samples == 400 ? std::max(theirs, 2e-2) : theirs;
+  return samples < 720 ? std::max(theirs, 2e-2) : theirs;
 }
 
 // What the golden file has; 272400 samples are 851 frames: past the last bucket of relative
 // positions.
-std::vector<int64_t> lengths_of(const GoldenFile& values) {
-  std::vector<int64_t> lengths = {400, 21920, 99200};
+std::vector<int64_t> lengths_of(const GoldenFile& values, const Config& config) {
+  std::vector<int64_t> lengths = {config.min_samples(), 21920, 99200};
   if (values.has("norm.272400")) lengths.push_back(272400);
   return lengths;
 }
@@ -99,7 +106,7 @@ std::vector<int64_t> lengths_of(const GoldenFile& values) {
 void check_states(Where where) {
   for (const char* name : kModels) {
     Golden golden(name, false, where);
-    const std::vector<int64_t> lengths = lengths_of(golden.values);
+    const std::vector<int64_t> lengths = lengths_of(golden.values, golden.model.encoder.config);
     std::vector<std::vector<float>> waves;
     for (int64_t n : lengths) waves.push_back(test::golden_signal(static_cast<uint32_t>(n), n));
     Tape tape(golden.ctx, false);
@@ -183,7 +190,10 @@ void check_gradients(Where where) {
           const double off = 1 - cosine(ours, expected);
           // Of WavLM's tensors autocast's is half of what it is of HuBERT's (medians 5e-4 and
           // 1.5e-3), ours is the same (1e-3); gates sum slopes over keys and frames, which cancel.
-          const double least = std::string(name).starts_with("wavlm") ? 5e-3 : 1e-3;
+          // data2vec's positions pass ten roundings to bf16 that autocast leaves in f32.
+          const bool coarser =
+              std::string(name).starts_with("wavlm") || std::string(name) == "data2vec";
+          const double least = coarser ? 5e-3 : 1e-3;
           EXPECT_MESSAGE(off <= std::max(2 * (1 - theirs), least),
                          fmt::format("{} grad {}: cosine 1 - {:.2g}, autocast's 1 - {:.2g}", name,
                                      named.name, off, 1 - theirs));

@@ -19,9 +19,9 @@ using test::error_of;
 
 namespace {
 
-const char* const kFolders[] = {"hubert-group",   "hubert-layer",       "wav2vec2-group",
-                                "wav2vec2-layer", "unispeechsat-layer", "wavlm-group",
-                                "wavlm-layer"};
+const char* const kFolders[] = {
+    "hubert-group",       "hubert-layer", "wav2vec2-group", "wav2vec2-layer",
+    "unispeechsat-layer", "wavlm-group",  "wavlm-layer",    "data2vec"};
 
 ModelFile open_golden(const std::string& name) {
   return open_model(test::golden("models/" + name));

@@ -37,7 +37,8 @@ namespace {
 
 int64_t parameters(const std::string& name) {
   int64_t count = 0;
-  for (const TensorSpec& tensor : backbone_tensors(preset(name))) count += tensor.shape.count();
+  for (const TensorSpec& tensor : backbone_tensors(preset(name)))
+    if (is_backbone(tensor.name)) count += tensor.shape.count();
   return count;
 }
 
@@ -57,6 +58,10 @@ TEST_CASE("config: presets have the parameters of the published models") {
       {"xls-r-2b", 2'159'259'648},
       {"unispeech-sat-base", 94'371'712},
       {"unispeech-sat-large", 315'435'136},
+      {"data2vec-audio-base", 93'164'288},
+      {"data2vec-audio-large", 313'276'416},
+      {"distilhubert", 23'491'200},
+      {"decoar2", 89'837'696},
   };
   for (const auto& [name, count] : published)
     EXPECT_MESSAGE(parameters(name) == count, fmt::format("{}: {}", name, parameters(name)));
@@ -73,6 +78,15 @@ TEST_CASE("config: frames of the usual convolutions") {
   EXPECT(config.frames(719) == 1);
   EXPECT(config.frames(720) == 2);
   EXPECT(config.frames(99200) == 309);
+}
+
+TEST_CASE("config: log-mel frames are those of the usual convolutions, from 560 samples on") {
+  const Config waves, mel = preset("decoar2");
+  EXPECT(mel.frames(559) == 0);
+  EXPECT(mel.frames(560) == 1);
+  for (int64_t n = 560; n < 3000; ++n) REQUIRE(mel.frames(n) == waves.frames(n));
+  EXPECT(mel.states() == 13);
+  EXPECT(preset("distilhubert").states() == 5);
 }
 
 TEST_CASE("config: a task, and what a file says of itself, are kept") {
@@ -98,7 +112,7 @@ TEST_CASE("config: absent keys take their defaults, unknown ones are errors") {
   EXPECT(e.message == "m: key hubert.blok_count is not known");
   EXPECT(e.hint == "did you mean hubert.block_count?");
   refuses("general.architecture", std::string("llama"),
-          "architecture llama (expected hubert, wav2vec2, unispeechsat, wavlm)");
+          "architecture llama (expected hubert, wav2vec2, unispeechsat, wavlm, ");
   refuses("hubert.block_count", std::string("12"), "hubert.block_count");
 }
 

@@ -23,7 +23,7 @@ std::vector<float> tone(size_t samples) {
 TEST_CASE("extract: derived weights that are not kept give the same bits in less memory") {
   for (const char* name : {"models/hubert-group", "models/wav2vec2-layer", "models/wavlm-layer"}) {
     const ModelFile model = open_model(test::golden(name));
-    const std::vector<int> states = parse_states("all", model.config.layers);
+    const std::vector<int> states = parse_states("all", model.config);
     Extractor kept(model, states), once(model, states, {.once = true});
     const std::vector<float> a = tone(2000), b = tone(9000);
     const std::vector<int32_t> lengths = {2000, 9000};
@@ -54,7 +54,7 @@ TEST_CASE("extract: a file of narrow types is computed as its wide values, in le
   const Config config = preset("hubert-tiny");
   TensorMap tensors;
   initialise_missing(tensors, backbone_tensors(config), 1);
-  const std::vector<int> states = parse_states("all", config.layers);
+  const std::vector<int> states = parse_states("all", config);
   const std::vector<float> a = tone(2000), b = tone(9000);
   const std::vector<std::span<const float>> waves = {a, b};
   const std::vector<int32_t> lengths = {2000, 9000};

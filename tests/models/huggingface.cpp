@@ -69,7 +69,10 @@ TEST_CASE("huggingface: names, both ways") {
        {"mask_emb", "conv.6.weight", "conv.0.norm.bias", "feat_norm.weight", "pos_conv.0.weight_g",
         "enc.norm.bias", "enc.11.attn.k.bias", "enc.0.attn.rel_bias", "enc.7.attn.rel_gate.bias",
         "enc.7.attn.rel_gate.scale", "enc.0.ffn_norm.weight", "enc.47.attn_norm.bias"})
-    EXPECT(name_from_huggingface(name_to_huggingface(name)) == name);
+    EXPECT(name_from_huggingface(name_to_huggingface(name, Config())) == name);
+  const std::string stacked = "encoder.pos_conv_embed.layers.4.conv.bias";
+  EXPECT(name_from_huggingface(stacked) == "pos_conv.4.bias");
+  EXPECT(name_to_huggingface("pos_conv.4.bias", preset("data2vec-audio-base")) == stacked);
   EXPECT(name_from_huggingface("encoder.layers.3.layer_norm.bias") == "enc.3.attn_norm.bias");
   EXPECT(name_from_huggingface("encoder.pos_conv_embed.conv.parametrizations.weight.original1") ==
          "pos_conv.0.weight_v");
@@ -256,4 +259,28 @@ TEST_CASE("huggingface: shards, whole and broken") {
   fs::remove(f.path + "/model.safetensors.index.json");
   f.expect_error("no model.safetensors and no model.safetensors.index.json");
   EXPECT(f.error().hint.find("pytorch_model.bin") != std::string::npos);
+}
+
+TEST_CASE("huggingface: DistilHuBERT is a HuBERT without a norm before the projection") {
+  const ModelFile model = open_model(test::golden("models/distilhubert.safetensors"));
+  EXPECT(model.config.states() == 5);
+  const test::TemporaryFolder folder;
+  const std::string path = folder / "distil";
+  const std::vector<std::string> remarks = save_model(path, "hf", model.config, model.tensors);
+  EXPECT(remarks.size() >= 4);  // the heads are dropped by name
+  const ModelFile back = open_model(path);
+  EXPECT(back.config.arch == "distilhubert");
+  EXPECT(back.config.states() == 3);
+  EXPECT(!back.config.mask_emb);
+  EXPECT(model_id(back.tensors) == model_id(model.tensors));
+}
+
+TEST_CASE("huggingface: there is no class for DeCoAR 2.0") {
+  const ModelFile model = open_model(test::golden("models/decoar2.safetensors"));
+  const test::TemporaryFolder folder;
+  const Error e =
+      test::error_of([&] { save_model(folder / "m", "hf", model.config, model.tensors); });
+  EXPECT(e.kind == Kind::usage);
+  EXPECT(e.message == "transformers has no class for decoar2 models");
+  EXPECT(!std::filesystem::exists(folder / "m"));
 }

@@ -8,7 +8,7 @@ namespace sft {
 namespace {
 
 // dims: C, groups, K.
-std::vector<Array> oracle(std::span<const Array> in, const Case& c) {
+Array convolve(std::span<const Array> in, const Case& c) {
   const Array &x = in[0], &w = in[1];
   const int64_t C = c.dims[0], K = c.dims[2], channels = C / c.dims[1];
   const Segments segments = c.segments();
@@ -24,9 +24,20 @@ std::vector<Array> oracle(std::span<const Array> in, const Case& c) {
             sum += w.data[(o * channels + i) * K + j] *
                    x.at(segments.starts[b] + from, o / channels * channels + i);
         }
-        y.at(segments.starts[b] + t, o) += exact_gelu(sum);
+        y.at(segments.starts[b] + t, o) = sum;
       }
-  return {y};
+  return y;
+}
+
+std::vector<Array> inputs(const Case& c, Fill& fill) {
+  const int64_t C = c.dims[0], channels = C / c.dims[1], K = c.dims[2];
+  const double deviation = 1 / std::sqrt(static_cast<double>(channels * K));
+  return {fill.frames(c, C), fill.normal({C, channels, K}, deviation), fill.normal({C})};
+}
+
+Cost cost(const Case& c) {
+  const double n = static_cast<double>(c.T() * c.dims[0]);
+  return {.bytes = 8 * n, .flops = 2 * n * c.dims[0] / c.dims[1] * c.dims[2]};
 }
 
 const RegisterOp pos_conv_op(OpSpec{
@@ -41,25 +52,40 @@ const RegisterOp pos_conv_op(OpSpec{
               {.frames = {1030}, .dims = {2, 1, 2}},  // a split sum
               {.frames = {250, 250, 250, 250}, .dims = {768, 16, 128}, .bench = true},
               {.frames = {250, 250, 250, 250}, .dims = {1024, 16, 128}, .bench = true}},
-    .inputs =
-        [](const Case& c, Fill& fill) {
-          const int64_t C = c.dims[0], channels = C / c.dims[1], K = c.dims[2];
-          const double deviation = 1 / std::sqrt(static_cast<double>(channels * K));
-          return std::vector<Array>{fill.frames(c, C), fill.normal({C, channels, K}, deviation),
-                                    fill.normal({C})};
-        },
-    .oracle = oracle,
+    .inputs = inputs,
+    .oracle = [](std::span<const Array> in, const Case& c) -> std::vector<Array> {
+      Array y = convolve(in, c);
+      for (size_t i = 0; i < y.data.size(); ++i) y.data[i] = in[0].data[i] + exact_gelu(y.data[i]);
+      return {y};
+    },
     .run = [](Tape& t, std::span<const Var> in, const Case& c) -> std::vector<Var> {
       return {pos_conv(t, in[0], in[1], in[2], static_cast<int>(c.dims[1]), c.segments())};
     },
-    .cost =
-        [](const Case& c) {
-          const double n = static_cast<double>(c.T() * c.dims[0]);
-          return Cost{.bytes = 8 * n, .flops = 2 * n * c.dims[0] / c.dims[1] * c.dims[2]};
-        },
+    .cost = cost,
     .cuda = true,
     .terms = 768,
     .gradient_roundings = 3,  // pre (in the slope), dpre, dx
+});
+
+// One of data2vec's stack.
+const RegisterOp grouped_conv_op(OpSpec{
+    .name = "grouped_conv",
+    .cases = {{.frames = {1}, .dims = {6, 2, 4}},
+              {.frames = {7, 1, 33}, .dims = {12, 3, 19}},
+              {.frames = {31, 130, 2}, .dims = {48, 1, 19}},
+              {.frames = {40, 5}, .dims = {34, 2, 40}},
+              {.frames = {}, .dims = {8, 2, 4}},
+              {.frames = {250, 250, 250, 250}, .dims = {768, 16, 19}, .bench = true}},
+    .inputs = inputs,
+    .oracle = [](std::span<const Array> in, const Case& c) -> std::vector<Array> {
+      return {convolve(in, c)};
+    },
+    .run = [](Tape& t, std::span<const Var> in, const Case& c) -> std::vector<Var> {
+      return {grouped_conv(t, in[0], in[1], in[2], static_cast<int>(c.dims[1]), c.segments())};
+    },
+    .cost = cost,
+    .cuda = true,
+    .terms = 768,
 });
 
 // dims as above, at sizes of real models that the oracle is too slow for.

@@ -90,7 +90,7 @@ TEST_CASE("sft-init: a preset, settings, and what is wrong with them") {
                  "attention.head_count 3 does not divide embedding_length 128");
   expect_failure(init({"hubert-tiny", "--set", "hubert.block_count"}), 2, "(expected KEY=VALUE)");
   expect_failure(init({"hubert-teeny"}), 2,
-                 "there is no preset hubert-teeny (expected hubert-base, ");
+                 "there is no preset hubert-teeny (expected data2vec-audio-base, ");
   EXPECT(!fs::exists(path));
   const Outcome nowhere =
       run_program("sft-init", {"hubert-tiny", "-o", folder / "no/such/folder/m.gguf"});
@@ -182,8 +182,8 @@ TEST_CASE("sft-convert: reports, verifies, refuses") {
 
 TEST_CASE("sft-extract: states equal the goldens, alone and in a batch") {
   if (test::absent("sft-extract")) return;
-  for (const char* name :
-       {"hubert-group", "hubert-layer", "wav2vec2-group", "wav2vec2-layer", "unispeechsat-layer"}) {
+  for (const char* name : {"hubert-group", "hubert-layer", "wav2vec2-group", "wav2vec2-layer",
+                           "unispeechsat-layer", "data2vec"}) {
     const test::TemporaryFolder folder;
     const test::GoldenFile values(std::string(name) + ".safetensors");
     fs::create_directories(folder / "audio/more");

@@ -193,12 +193,17 @@ TEST_CASE("probe: the rate is chosen by mean dev score, then dev loss") {
 }
 
 TEST_CASE("probe: lists of states") {
-  EXPECT(parse_states("all", 2) == std::vector<int>{0, 1, 2});
-  EXPECT(parse_states("last", 12) == std::vector<int>{12});
-  EXPECT(parse_states("12,0,6,0", 12) == std::vector<int>{0, 6, 12});
+  const auto layers = [](int64_t count) {
+    Config config;
+    config.layers = count;
+    return config;
+  };
+  EXPECT(parse_states("all", layers(2)) == std::vector<int>{0, 1, 2});
+  EXPECT(parse_states("last", layers(12)) == std::vector<int>{12});
+  EXPECT(parse_states("12,0,6,0", layers(12)) == std::vector<int>{0, 6, 12});
   for (const char* wrong : {"", "13", "-1", "1,", "one", "0 1", "99999999999"}) {
     INFO(wrong);
-    EXPECT(test::error_of([&] { parse_states(wrong, 12); }).kind == Kind::usage);
+    EXPECT(test::error_of([&] { parse_states(wrong, layers(12)); }).kind == Kind::usage);
   }
 }
 

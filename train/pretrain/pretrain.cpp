@@ -56,7 +56,10 @@ Data read_data(const TrainJob& job, const Config& model) {
 // The backbone of the base; how it is trained is written into it.
 Config pretrained(const Config& base, const RunConfig& c, const std::string& base_id) {
   Config config = base;
-  config.task = {};
+  config.task = {}, config.pretrain.distill = {};
+  if (!config.mask_emb)
+    fail(Kind::usage, Hint{"masked prediction needs one, such as HuBERT's"},
+         "the model has no mask_emb ({})", config.arch);
   config.train.mask_prob = c.pretrain.mask_prob;
   config.train.mask_length = c.pretrain.mask_length;
   config.train.feature_grad_mult = c.pretrain.feature_grad_mult;

@@ -42,9 +42,9 @@ class HiddenSource : public FeatureSource {
  public:
   HiddenSource(const std::string& path, int64_t state)
       : path_(path), state_(state), file_(open_model(path)), encoder_(file_.config) {
-    const int64_t layers = file_.config.layers;
-    if (state < 0 || state > layers)
-      fail(Kind::usage, "pretrain.targets: hidden:{}: {} has states 0 to {}", state, path, layers);
+    const int64_t last = file_.config.states() - 1;
+    if (state < 0 || state > last)
+      fail(Kind::usage, "pretrain.targets: hidden:{}: {} has states 0 to {}", state, path, last);
     check_finite(file_);
     store_.bind(param_requests(encoder_), file_.tensors, path);
   }

@@ -12,7 +12,7 @@ namespace sft {
 int finetune_range(std::string_view name, const std::vector<std::string>& freeze) {
   for (const std::string& pattern : freeze)
     if (glob_match(pattern, name)) return -1;
-  if (name == "mask_emb") return -1;
+  if (name == "mask_emb" || name.starts_with("pretrain.")) return -1;
   return name.starts_with("task.") ? 0 : 1;
 }
 

@@ -25,7 +25,7 @@ struct FineTuneModel {
 };
 
 // Where a parameter of fine-tuning trains: 0 the head, 1 the encoder, -1 not at all (what matches
-// `freeze`, and mask_emb, which no forward pass of fine-tuning reads).
+// `freeze`; mask_emb and pretrain.*, which no forward pass of fine-tuning reads).
 int finetune_range(std::string_view name, const std::vector<std::string>& freeze);
 
 // What CTC and classification share.

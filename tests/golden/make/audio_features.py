@@ -54,7 +54,7 @@ def mfcc39(samples):
     return np.concatenate([c, delta(c), delta(delta(c))], 1)
 
 
-def log_mel_80(samples):
+def log_mel_80_of(samples):
     x = log_mel(samples, 80, 0.54 - 0.46 * np.cos(2 * np.pi * np.arange(LENGTH) / (LENGTH - 1)))
     return ((x - x.mean(0)) / (1e-10 + x.std(0, ddof=1)))[::2]
 
@@ -67,8 +67,12 @@ def table(name, x):
     print('};\n')
 
 
-print('// Made by tests/golden/make/audio_features.py with numpy', np.__version__)
-print('// clang-format off\n#pragma once\n\nnamespace sft::golden {\n')
-table('kLogMel80', log_mel_80(signal()))
-table('kMfcc39', mfcc39(signal()))
-print('}  // namespace sft::golden')
+def main():
+    print('// Made by tests/golden/make/audio_features.py with numpy', np.__version__)
+    print('// clang-format off\n#pragma once\n\nnamespace sft::golden {\n')
+    table('kLogMel80', log_mel_80_of(signal()))
+    table('kMfcc39', mfcc39(signal()))
+    print('}  // namespace sft::golden')
+
+
+if __name__ == '__main__': main()
