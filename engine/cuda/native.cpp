@@ -22,7 +22,12 @@ constexpr int64_t kWorkspace = 32 << 20;  // of a product; what cuBLASLt advises
 // A kernel that goes wrong takes everything on the device with it, and is noticed by a later call.
 [[noreturn]] void failed(cudaError_t error, std::string_view where) {
   cudaGetLastError();
-  if (cudaFree(nullptr) != cudaSuccess) device_lost(where, cudaGetErrorString(error));
+  // A call that does nothing, and may be made while a stream is captured.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  const bool lost = cudaFree(nullptr) != cudaSuccess;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  if (lost) device_lost(where, cudaGetErrorString(error));
   fail(Kind::resource, "cuda: {}: {}", where, cudaGetErrorString(error));
 }
 
@@ -162,7 +167,9 @@ class Native final : public Driver {
     try {
       for (size_t i = 0; i < commands.size(); ++i) {
         cuda::run(*this, commands, i);
-        nodes.push_back(newest_node());
+        const bool patched = std::holds_alternative<Kernel>(commands[i]) ||
+                             std::holds_alternative<Upload>(commands[i]);
+        nodes.push_back(patched ? newest_node() : nullptr);
       }
     } catch (...) {  // an error ends the capture as well
       cudaStreamEndCapture(stream_, &graph);
@@ -187,14 +194,16 @@ class Native final : public Driver {
     if (!blas_) blas_.emplace(name(), workspace_, kWorkspace);
     return *blas_;
   }
-  // The stream is a chain: its newest node is what the next one would wait for.
+  // The stream is a chain: its newest node is what the next one would wait for. (Without `edges`
+  // the query fails behind kernels that the library lets overlap.)
   cudaGraphNode_t newest_node() {
     cudaStreamCaptureStatus status{};
     const cudaGraphNode_t* last = nullptr;
+    const cudaGraphEdgeData* edges = nullptr;
     size_t count = 0;
-    CUDA_CHECK(
-        cudaStreamGetCaptureInfo(stream_, &status, nullptr, nullptr, &last, nullptr, &count));
-    return count ? last[0] : nullptr;
+    CUDA_CHECK(cudaStreamGetCaptureInfo(stream_, &status, nullptr, nullptr, &last, &edges, &count));
+    CHECK(count == 1, "cuda: {} captured nodes are the newest", count);
+    return last[0];
   }
 
   // C = beta from + bias, where only beta matters: sums over no frames.

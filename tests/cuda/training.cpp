@@ -6,6 +6,7 @@
 #include "tests/op_spec.h"
 #include "tests/train/tiny_speech.h"
 #include "train/finetune.h"
+#include "train/pretrain/pretrain.h"
 
 namespace sft {
 namespace {
@@ -23,21 +24,46 @@ void same_checkpoints(const std::string& a, const std::string& b, const char* st
                    b << file);
 }
 
+// Runs the job as it is, then with nothing queued. What it said the first time.
+std::string same_bits_at_once(TrainJob queued, TrainerReport (*train)(const TrainJob&),
+                              const char* last) {
+  TrainJob at_once = queued;
+  at_once.run += "-at-once";
+  std::string said;
+  queued.say = [&](const std::string& line) { said += line + "\n"; };
+  train(queued);
+  setenv("SFT_SYNC", "1", 1);
+  train(at_once);
+  unsetenv("SFT_SYNC");
+  same_checkpoints(queued.run, at_once.run, last);
+  return said;
+}
+
 }  // namespace
 
 TEST_CASE("trainer on cuda: replayed steps have the bits of steps done at once") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
   const test::TinySpeech speech(4);
-  TrainJob queued = job_on_device(speech, "queued"), at_once = job_on_device(speech, "at-once");
-  std::string said;
-  queued.say = [&](const std::string& line) { said += line + "\n"; };
-  finetune(queued);
-  setenv("SFT_SYNC", "1", 1);
-  finetune(at_once);
-  unsetenv("SFT_SYNC");
-  same_checkpoints(queued.run, at_once.run, "step-00000008");
+  const std::string said =
+      same_bits_at_once(job_on_device(speech, "run"), finetune, "step-00000008");
   // The first epoch reads frozen features back, the first two updates train the head only.
   EXPECT_MESSAGE(said.find("graphs: 2 captured, 2 of 8 steps replayed") != std::string::npos, said);
+}
+
+TEST_CASE("trainer on cuda: a BLSTM head and pre-training in queued steps, with the same bits") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  const test::TinySpeech speech(4);
+  const std::vector<std::string> short_run{"run.device=cuda", "train.steps=2", "train.accumulate=2",
+                                           "batch.utterances=2"};
+  std::vector<std::string> blstm = short_run;
+  blstm.insert(blstm.end(), {"head.kind=blstm", "head.layers=1"});
+  same_bits_at_once(speech.job("blstm", blstm), finetune, "step-00000002");
+  ConfigBuilder builder("pretrain");
+  builder.set("data.manifest=" + speech.manifest), builder.set("pretrain.clusters=4");
+  for (const std::string& setting : short_run) builder.set(setting);
+  const TrainJob job{
+      .model = speech.model, .config = builder.finish(), .run = speech.folder / "pretrain"};
+  same_bits_at_once(job, pretrain, "step-00000002");
 }
 
 TEST_CASE("trainer on cuda: a device lost in the middle costs the updates since a checkpoint") {
