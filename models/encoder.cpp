@@ -116,7 +116,8 @@ HiddenStates Encoder::encode(Tape& t, Var features, Segments segments,
       config.relative_bias() ? rel_table(t, layers[0].attn.rel_bias, rel_buckets) : Var{};
   for (size_t i = 0; i < layers.size(); ++i) {
     const int state = static_cast<int>(i) + 1;
-    if (!layer_dropped(t.ctx.rng, static_cast<int>(i), options.layerdrop))
+    // memory is planned for updates that drop none
+    if (t.ctx.dry || !layer_dropped(t.ctx.rng, static_cast<int>(i), options.layerdrop))
       x = t.block(
           "enc.layer", {x, table}, options.recompute,
           [](Tape& t, std::span<const Var> in, const LayerState& s) { return run_layer(t, in, s); },

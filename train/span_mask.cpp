@@ -7,14 +7,24 @@
 #include "engine/check.h"
 
 namespace sft {
+namespace {
+
+int32_t span_count(int32_t frames, double prob, int32_t length, int32_t min_masks, double u) {
+  return std::max(min_masks, static_cast<int32_t>(prob * frames / length + u));
+}
+
+}  // namespace
+
+int32_t most_masked(int32_t frames, double prob, int32_t length, int32_t min_masks) {
+  return std::min(frames, length * span_count(frames, prob, length, min_masks, 1));
+}
 
 std::vector<int32_t> span_mask(int32_t frames, double prob, int32_t length, int32_t min_masks,
                                Draws& draws) {
   CHECK(frames >= 0 && prob >= 0 && prob <= 1 && length >= 1 && min_masks >= 0,
         "span_mask: {} frames, probability {}, length {}, at least {}", frames, prob, length,
         min_masks);
-  const double u = draws.uniform();
-  const int32_t spans = std::max(min_masks, static_cast<int32_t>(prob * frames / length + u));
+  const int32_t spans = span_count(frames, prob, length, min_masks, draws.uniform());
   const int32_t possible = frames - length > spans ? frames - length : spans + 1;
   std::vector<int32_t> starts(possible);
   std::iota(starts.begin(), starts.end(), 0);

@@ -17,5 +17,7 @@ namespace sft {
 // start i changes places with start i + below(N - i) of the N possible ones.
 std::vector<int32_t> span_mask(int32_t frames, double prob, int32_t length, int32_t min_masks,
                                Draws& draws);
+// As many rows as any draws may mask.
+int32_t most_masked(int32_t frames, double prob, int32_t length, int32_t min_masks);
 
 }  // namespace sft

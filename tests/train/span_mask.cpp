@@ -52,6 +52,15 @@ TEST_CASE("span_mask: coverage of 500 frames, and never the last one") {
   }
 }
 
+TEST_CASE("span_mask: no draws mask more than the plan of memory counts on") {
+  for (const int32_t frames : {0, 1, 12, 25, 40, 499})
+    for (uint32_t utterance = 0; utterance < 100; ++utterance)
+      EXPECT(mask(frames, 0.3, utterance).size() <=
+             static_cast<size_t>(most_masked(frames, 0.3, 10, 2)));
+  EXPECT(most_masked(499, 0.3, 10, 2) == 150);
+  EXPECT(most_masked(12, 0.3, 10, 2) == 12);
+}
+
 TEST_CASE("span_mask: few frames") {
   EXPECT(mask(0, 0.8, 1).empty());
   bool last = false;

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
+#include <numeric>
 
 #include "engine/io/file.h"
 #include "engine/ops/add_losses.h"
@@ -70,8 +72,10 @@ class MaskedSplit {
   const FrontEnd& front_end() const { return front_end_; }
   const Split& split() const { return split_; }
 
-  // Frames of one utterance that update `update` hides.
+  // Frames of one utterance that update `update` hides; kLargest: as many as any could.
+  static constexpr uint32_t kLargest = ~0u;
   std::vector<int32_t> mask(uint32_t row, uint32_t update) const {
+    if (update == kLargest) return largest_mask(row);
     Draws draws(static_cast<uint64_t>(config_.run.seed), split_.manifest.rows[row].index, update,
                 fnv1a("mask_spans"));
     return span_mask(static_cast<int32_t>(labels_[row].size()), config_.pretrain.mask_prob,
@@ -98,6 +102,15 @@ class MaskedSplit {
   }
 
  private:
+  std::vector<int32_t> largest_mask(uint32_t row) const {
+    const auto frames = static_cast<int32_t>(labels_[row].size());
+    std::vector<int32_t> hidden(most_masked(frames, config_.pretrain.mask_prob,
+                                            static_cast<int32_t>(config_.pretrain.mask_length),
+                                            kMinMasks));
+    std::iota(hidden.begin(), hidden.end(), 0);
+    return hidden;
+  }
+
   const RunConfig& config_;
   const Split& split_;
   const Labels& labels_;
@@ -134,7 +147,8 @@ class MaskedObjective : public Objective {
   void forward(Tape& t, const Batch& batch) override {
     FrontEnd& front_end = train_.front_end();
     const Var features = front_end.frames(t, batch);
-    batch_ = train_.place(batch, t.ctx.rng.update, update_masked_);
+    const uint32_t update = t.ctx.dry ? MaskedSplit::kLargest : t.ctx.rng.update;
+    batch_ = train_.place(batch, update, update_masked_);
     losses_ = masked_prediction(t, model_, features, batch_, options_, config_);
     t.loss(losses_.cross_entropy);
     t.loss(losses_.penalty);
@@ -160,23 +174,19 @@ class MaskedObjective : public Objective {
     return out;
   }
 
+  void plan_evaluation(Context& ctx) override {
+    for_each_dev_batch(ctx, [](const MaskedBatch&, const MaskedLosses&) {});
+  }
+
   Scores evaluate(Context& ctx, const std::string& folder) override {
     int64_t masked = 0, correct = 0;
     double loss = 0;
-    for (const Batch& batch : dev_batches_) {
-      FrontEnd& front_end = dev_.front_end();
-      front_end.prefetch(batch);
-      ScratchScope acts(ctx.acts), scratch(ctx.scratch);
-      Tape tape(ctx, /*recording=*/false);
-      const Var features = front_end.frames(tape, batch);
-      const MaskedBatch hidden = dev_.place(batch, 0, 1);
-      const MaskedLosses losses = masked_prediction(tape, model_, features, hidden, {}, config_);
+    for_each_dev_batch(ctx, [&](const MaskedBatch& hidden, const MaskedLosses& losses) {
       ScratchScope host(host_);
       loss += sum_of_losses(hidden.weights, on_host(ctx, losses.cross_entropy, host_));
       correct += count_correct(on_host(ctx, losses.logits, host_), hidden.labels);
       masked += static_cast<int64_t>(hidden.masked.size());
-      front_end.give_back(batch);
-    }
+    });
     const double n = static_cast<double>(std::max<int64_t>(masked, 1));
     Scores scores{.values = {{"loss", loss / n}, {"accuracy", static_cast<double>(correct) / n}}};
     scores.smaller_is_better = config_.eval.select == "loss";
@@ -188,6 +198,20 @@ class MaskedObjective : public Objective {
   }
 
  private:
+  void for_each_dev_batch(Context& ctx,
+                          const std::function<void(const MaskedBatch&, const MaskedLosses&)>& use) {
+    for (const Batch& batch : dev_batches_) {
+      FrontEnd& front_end = dev_.front_end();
+      if (!ctx.dry) front_end.prefetch(batch);
+      ScratchScope acts(ctx.acts), scratch(ctx.scratch);
+      Tape tape(ctx, /*recording=*/false);
+      const Var features = front_end.frames(tape, batch);
+      const MaskedBatch hidden = dev_.place(batch, 0, 1);
+      use(hidden, masked_prediction(tape, model_, features, hidden, {}, config_));
+      front_end.give_back(batch);
+    }
+  }
+
   const RunConfig& config_;
   const PretrainModel& model_;
   MaskedSplit train_, dev_;
