@@ -97,9 +97,9 @@ class Kernels {
 // What a profile holds more than before, phase by phase.
 class Phases {
  public:
-  Phases(const Profile& profile, cuda::Runtime* gpu) : profile_(profile), gpu_(gpu) {}
+  Phases(Profile& profile, cuda::Runtime* gpu) : profile_(profile), gpu_(gpu) {}
   void end(const char* name) {
-    if (gpu_) gpu_->synchronize();
+    if (gpu_) gpu_->synchronize(), profile_.settle();
     PhaseTime phase{name, watch_.seconds() - seconds_, {}};
     for (const Profile::Row& row : profile_.rows()) {
       double& before = before_[std::string(row.name)];
@@ -114,7 +114,7 @@ class Phases {
   std::vector<PhaseTime> take() { return std::move(phases_); }
 
  private:
-  const Profile& profile_;
+  Profile& profile_;
   cuda::Runtime* gpu_;
   Stopwatch watch_;
   double seconds_ = 0;
@@ -316,6 +316,15 @@ std::vector<int> utterance_seconds(const Workload& workload) {
 
 namespace {
 
+std::vector<LaunchRow> launches_of(const Profile& profile) {
+  std::vector<LaunchRow> rows;
+  for (const Profile::Kernel& kernel : profile.kernels())
+    rows.push_back({std::string(kernel.op), kernel.name, kernel.calls, kernel.seconds});
+  std::stable_sort(rows.begin(), rows.end(),
+                   [](const LaunchRow& a, const LaunchRow& b) { return a.seconds > b.seconds; });
+  return rows;
+}
+
 // What one step after the other showed.
 struct Steps {
   std::vector<double> wall, cpu, unaccounted;
@@ -334,6 +343,7 @@ struct Steps {
     wall.push_back(watch.seconds());
     cpu.push_back(process_cpu_seconds() - cpu_start);
     if (!profile) return;
+    profile->settle();
     unaccounted.push_back(wall.back() - seconds_of(*profile));
     kernels.add(*profile);
     this->phases = phases->take();
@@ -347,7 +357,7 @@ ModelBenchResult bench_model(const Config& config, const Workload& workload,
   ModelBench bench(with_head(config, workload), workload);
   const Stopwatch warm_up;
   for (int i = 0; i < 3 && (i == 0 || warm_up.seconds() < 4); ++i) bench.step();
-  Profile profile(workload.gpu);
+  Profile profile(workload.gpu, workload.launches);
   Steps timed, profiled;  // on the CPU the profile costs nothing, and the timed steps have it
   const int passes = workload.gpu ? 2 : 1;
   for (int r = 0; r < workload.repeats; ++r) {
@@ -366,7 +376,8 @@ ModelBenchResult bench_model(const Config& config, const Workload& workload,
                         .head = workload.head,
                         .batch = workload.batch},
                        of_ops.kernels.rows(),
-                       std::move(of_ops.phases)};
+                       std::move(of_ops.phases),
+                       launches_of(profile)};
   for (int seconds : utterance_seconds(workload)) out.result.audio_seconds += seconds;
   out.result.frames = bench.frames();
   out.result.step = spread_of(timed.wall);

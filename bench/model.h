@@ -23,6 +23,7 @@ struct Workload {
   int repeats = 5;
   cuda::Runtime* gpu = nullptr;  // null: on the CPU
   Dtype compute = Dtype::f32;
+  bool launches = false;  // on a device: every kernel is timed, not each op alone
 
   std::string id() const;
 };
@@ -34,12 +35,13 @@ std::vector<int> utterance_seconds(const Workload& workload);
 
 struct ModelBenchResult {
   ModelResult result;
-  std::vector<KernelRow> kernels;  // per step, the slowest first
-  std::vector<PhaseTime> phases;   // of one step, in order
+  std::vector<KernelRow> kernels;        // per step, the slowest first
+  std::vector<PhaseTime> phases;         // of one step, in order
+  std::vector<LaunchRow> launches = {};  // of one step, the longest first
 };
 
 // At most three warm-up steps, fewer if they take more than four seconds; then the timed ones. On a
-// device the ops are timed in further steps, since that waits for each of them.
+// device the ops are timed in further steps, which takes a little of their time.
 ModelBenchResult bench_model(const Config& config, const Workload& workload,
                              const std::function<void(int64_t done, int64_t total)>& progress);
 

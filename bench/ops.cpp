@@ -76,11 +76,35 @@ class CaseBench {
     const auto [forward, backward] = region();
     forward_.seconds.push_back(forward);
     if (backward > 0) backward_.seconds.push_back(backward);
+    if (yardstick_) yardstick_seconds_.push_back(yardstick_->seconds(calls_));
+  }
+
+  // Whether it is there and agrees is said.
+  void add_yardstick(const OpsOptions& options) {
+    const std::string name = case_name(spec_, case_);
+    try {
+      yardstick_ =
+          options.yardstick({spec_, case_, inputs_, options.where.compute, options.rotated_bytes});
+      if (!yardstick_) return;
+      const double off = disagreement(output(), yardstick_->output());
+      const double allowed = allowed_disagreement(options.where.compute);
+      const bool agrees = off <= allowed;
+      options.say(fmt::format("{}: {} is off by {:.2g} of the norm{}", name, yardstick_->name(),
+                              off,
+                              agrees ? "" : fmt::format(", more than {:.2g}: not timed", allowed)));
+      if (!agrees) yardstick_.reset();
+      if (yardstick_) yardstick_->seconds(calls_);  // warm
+    } catch (const Error& e) {
+      if (e.kind != Kind::resource) throw;
+      options.say(fmt::format("{}: no yardstick: {}", name, e.message));
+      yardstick_.reset();
+    }
   }
 
   void rows(std::vector<KernelRow>& to) const {
     const std::string name = case_name(spec_, case_);
     to.push_back(forward_.row(name));
+    if (yardstick_) to.back().peer = spread_of(yardstick_seconds_).median, to.back().in_turn = true;
     if (!backward_.seconds.empty()) to.push_back(backward_.row(name + " backward"));
   }
 
@@ -97,6 +121,14 @@ class CaseBench {
     for (size_t i = 0; i < inputs_.size(); ++i)
       if (!inputs_[i].per_frame && !inputs_[i].per_utterance && made.values[i].count())
         run_.prepared.add_parameters(made.values[i].data, made.values[i].bytes());
+  }
+
+  // The first one, forward.
+  Array output() {
+    ScratchScope step(run_.acts), host(run_.host);
+    const Array y = OpRun::read(spec_.run(tape_, variables(copies_[0]), case_)[0].value);
+    tape_.clear();
+    return y;
   }
 
   // Random dy for every output; the shapes come from a first run.
@@ -170,17 +202,25 @@ class CaseBench {
   double timed(Direction& direction, F&& f) {
     if (!run_.ctx.gpu) empty_caches();
     if (profile_) profile_->clear();
-    settle();
-    const Stopwatch watch;
-    f();
-    settle();
-    const double seconds = watch.seconds();
+    const double seconds = run_.ctx.gpu ? on_device(*run_.ctx.gpu, f) : on_cpu(f);
     if (run_.ctx.profile) direction.work = told(*profile_);
     return seconds / static_cast<double>(calls_);
   }
-
-  void settle() {
-    if (run_.ctx.gpu) run_.ctx.gpu->synchronize();
+  template <class F>
+  static double on_cpu(F&& f) {
+    const Stopwatch watch;
+    f();
+    return watch.seconds();
+  }
+  // By events, before the first and behind the last of what f queues.
+  template <class F>
+  static double on_device(cuda::Runtime& gpu, F&& f) {
+    gpu.synchronize();
+    const int64_t begin = gpu.moment();
+    f();
+    const double seconds = gpu.seconds(begin, gpu.moment());
+    gpu.forget_moments();
+    return seconds;
   }
 
   // All calls forward, then all backward; 0: there is no backward.
@@ -209,6 +249,8 @@ class CaseBench {
   std::vector<Inputs> copies_;
   int64_t calls_ = 1;  // of a region
   Direction forward_, backward_;
+  std::unique_ptr<Yardstick> yardstick_;
+  std::vector<double> yardstick_seconds_;
 };
 
 struct Chosen {
@@ -247,6 +289,7 @@ std::vector<KernelRow> bench_ops(const OpsOptions& options,
   const std::vector<Chosen> chosen = choose(options.op, options.where.device);
   for (size_t i = 0; i < chosen.size(); ++i) {
     CaseBench bench(*chosen[i].spec, *chosen[i].bench, options);
+    if (options.yardstick) bench.add_yardstick(options);
     for (int r = 0; r < options.repeats; ++r) bench.repeat();
     bench.rows(rows);
     progress(static_cast<int64_t>(i + 1), static_cast<int64_t>(chosen.size()));

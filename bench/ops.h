@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bench/report.h"
+#include "bench/yardstick.h"
 #include "tests/op_spec.h"
 
 namespace sft {
@@ -20,6 +21,10 @@ struct OpsOptions {
   // together exceed any second-level cache, twice over.
   double region_seconds = 5e-3;
   int64_t rotated_bytes = int64_t{192} << 20;
+  // On a device: a library's way to do the same, timed in turn with ours; it becomes the row's
+  // peer.
+  MakeYardstick yardstick = {};
+  std::function<void(const std::string&)> say = [](const std::string&) {};
 };
 
 // A row a case and direction; on a device only of ops with CUDA kernels. Kind::usage if no op has

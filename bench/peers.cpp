@@ -44,7 +44,8 @@ void collect(const Json& json, std::vector<PeerRow>& to) {
 void add_kernels(Report& report, const PeerRow& row) {
   for (const auto& [name, seconds] : row.kernels)
     for (KernelRow& kernel : report.kernels)
-      if (kernel.name == name && (kernel.peer == 0 || seconds < kernel.peer)) kernel.peer = seconds;
+      if (kernel.name == name && (kernel.peer == 0 || seconds < kernel.peer))
+        kernel.peer = seconds, kernel.in_turn = false;
 }
 
 }  // namespace

@@ -56,16 +56,30 @@ void append_kernels(std::string& out, const Report& report) {
   for (const KernelRow& row : report.kernels) {
     const Floor floor = floor_of(row, report.ceilings);
     const double t = row.seconds.median;
-    fmt::format_to(to,
-                   "{:<{}} {:>5.0f} {:>10.1f} {:>21} {:>6} {:>8.3f} {:>8.2f} {:>6.1f} "
-                   "{:>6.1f} {:>5} {:>5.1f}{}\n",
-                   row.name, width, row.calls, t * 1e6,
-                   fmt::format("({:.1f} - {:.1f})", row.seconds.min * 1e6, row.seconds.max * 1e6),
-                   step > 0 ? fmt::format("{:.1f} %", 100 * t / step) : "", row.flops / 1e9,
-                   row.bytes / 1e6, row.flops / t / rate_unit, row.bytes / t / 1e9, floor.bound,
-                   100 * floor.seconds / t,
-                   row.peer > 0 ? fmt::format(" ~{:.2f}x", row.peer / t) : "");
+    fmt::format_to(
+        to,
+        "{:<{}} {:>5.0f} {:>10.1f} {:>21} {:>6} {:>8.3f} {:>8.2f} {:>6.1f} "
+        "{:>6.1f} {:>5} {:>5.1f}{}\n",
+        row.name, width, row.calls, t * 1e6,
+        fmt::format("({:.1f} - {:.1f})", row.seconds.min * 1e6, row.seconds.max * 1e6),
+        step > 0 ? fmt::format("{:.1f} %", 100 * t / step) : "", row.flops / 1e9, row.bytes / 1e6,
+        row.flops / t / rate_unit, row.bytes / t / 1e9, floor.bound, 100 * floor.seconds / t,
+        row.peer > 0 ? fmt::format(" {}{:.2f}x", row.in_turn ? ' ' : '~', row.peer / t) : "");
   }
+}
+
+void append_launches(std::string& out, const Report& report) {
+  if (report.launches.empty()) return;
+  const auto to = std::back_inserter(out);
+  size_t width = 6, op_width = 2;
+  for (const LaunchRow& row : report.launches)
+    width = std::max(width, row.name.size()), op_width = std::max(op_width, row.op.size());
+  fmt::format_to(to, "{:<{}} {:<{}} {:>5} {:>10} {:>6}\n", "launch", width, "op", op_width, "n",
+                 "us", "share");
+  for (const LaunchRow& row : report.launches)
+    fmt::format_to(to, "{:<{}} {:<{}} {:>5} {:>10.1f} {:>4.1f} %\n", row.name, width, row.op,
+                   op_width, row.calls, row.seconds * 1e6,
+                   100 * row.seconds / report.model->profiled_step);
 }
 
 void append_model(std::string& out, const Report& report) {
@@ -86,7 +100,7 @@ void append_model(std::string& out, const Report& report) {
                  m.cpu_seconds * 1e3);
   const double limit = total_flops(report) / report.ceilings.fma_one;  // processor seconds
   if (device)
-    fmt::format_to(to, "; {:.1f} ms a step while each op is waited for\n", m.profiled_step * 1e3);
+    fmt::format_to(to, "; {:.1f} ms a step while each op is timed\n", m.profiled_step * 1e3);
   else
     fmt::format_to(to, ": {:.1f} % of it\n", 100 * limit / m.cpu_seconds);
   fmt::format_to(to, "  memory{}: planned {:.0f} MiB, {} {:.0f} MiB ({:.2f} of the plan)\n",
@@ -167,7 +181,8 @@ std::string report_text(const Report& report) {
                    c.device->name, math_class(c), c.device->bf16 / 1e12, c.device->f32 / 1e12,
                    c.device->copy / 1e9);
   if (!report.kernels.empty()) append_kernels(out, report);
-  if (report.model) append_model(out, report), append_peers(out, report);
+  if (report.model)
+    append_launches(out, report), append_model(out, report), append_peers(out, report);
   return out;
 }
 
@@ -202,6 +217,10 @@ std::string report_json(const Report& report) {
                                {"as_per_s", peer.per_second},
                                {"ratio", throughput(m).median / peer.per_second},
                                {"paired", peer.paired > 0 ? Json(peer.paired) : Json()}});
+    if (!report.launches.empty()) json["launches"] = Json::array();
+    for (const LaunchRow& row : report.launches)
+      json["launches"].push_back(
+          {{"op", row.op}, {"name", row.name}, {"n", row.calls}, {"us", row.seconds * 1e6}});
     json["workload"] = {
         {"id", m.id},     {"arch", m.arch},   {"task", m.task},      {"mix", m.mix},
         {"head", m.head}, {"batch", m.batch}, {"seed", report.seed}, {"audio_s", m.audio_seconds}};

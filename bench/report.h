@@ -19,6 +19,7 @@ struct KernelRow {
   Spread seconds;
   double flops = 0, bytes = 0;  // the algorithm's: each input and each output once
   double peer = 0;              // seconds of the best peer; 0: none is known
+  bool in_turn = false;         // measured in turn with it
 };
 
 // What the machine's ceilings say a kernel needs at least.
@@ -36,13 +37,20 @@ struct PhaseTime {
   std::vector<std::pair<std::string, double>> ops;
 };
 
+// A kernel, or a library's product, within an op, in one step on a device.
+struct LaunchRow {
+  std::string op, name;
+  int64_t calls = 0;
+  double seconds = 0;  // of all calls
+};
+
 struct ModelResult {
   std::string id, arch, task, mix, head;  // id: task/arch/mix/batch/head
   int batch = 1;
   double audio_seconds = 0;  // of one step
   int64_t frames = 0;        // of one step
   Spread step;               // seconds
-  // Of the steps that the kernels' rows are from: on a device longer, as it waits for each op.
+  // Of the steps that the kernels' rows are from: on a device longer, as each op is timed.
   double profiled_step = 0;
   double cpu_seconds = 0;  // of a step, all threads, median
   double unaccounted = 0;  // seconds of such a step that no kernel's row has, median
@@ -64,7 +72,8 @@ struct Report {
   std::vector<KernelRow> kernels = {};
   std::optional<ModelResult> model = {};
   std::vector<PhaseTime> phases = {};
-  std::vector<PeerSpeed> peers = {};  // the fastest first
+  std::vector<LaunchRow> launches = {};  // the longest first
+  std::vector<PeerSpeed> peers = {};     // the fastest first
 };
 
 // Audio-seconds a second.

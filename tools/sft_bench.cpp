@@ -93,6 +93,8 @@ void ops(Cli& cli) {
   on.open(cli);
   options.seed = cli.seed();
   options.where = {on.gpu ? Device::cuda : Device::cpu, on.options.compute()};
+  if (on.gpu && cudnn_yardstick) options.yardstick = cudnn_yardstick;
+  options.say = [&](const std::string& line) { cli.say("{}", line); };
   Report report = started(cli, "ops", on);
   Progress progress(cli);
   progress.phase("ops", "cases");
@@ -119,6 +121,7 @@ void model(Cli& cli) {
   cli.option("--head", workload.head,
              "blstm or linear; with +cached, frozen convolutions are kept");
   cli.option("--repeats", workload.repeats, "timed steps");
+  cli.flag("--launches", workload.launches, "on a device: also the share of each kernel in a step");
   On on;
   Output output;
   on.options.add_to(cli), output.options(cli), output.peer_option(cli);
@@ -130,6 +133,8 @@ void model(Cli& cli) {
   const Config config = config_of(workload.arch);
   output.check();
   on.open(cli);
+  if (workload.launches && !on.gpu)
+    fail(Kind::usage, Hint{"add --device cuda"}, "--launches: there are none on the CPU");
   workload.gpu = on.gpu.get(), workload.compute = on.options.compute();
   Report report = started(cli, "model", on);
   Progress progress(cli);
@@ -141,6 +146,7 @@ void model(Cli& cli) {
   report.kernels = std::move(done.kernels);
   report.model = std::move(done.result);
   report.phases = std::move(done.phases);
+  report.launches = std::move(done.launches);
   output.write(cli, report);
 }
 

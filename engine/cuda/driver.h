@@ -56,6 +56,12 @@ class Driver {
   virtual void wait_for(int event) = 0;  // until its latest mark has been reached
   virtual void wait() = 0;               // for everything so far
 
+  // As a Runtime's.
+  virtual int64_t moment() = 0;
+  virtual double seconds(int64_t from, int64_t to) = 0;
+  virtual void forget_moments() = 0;
+  virtual std::string kernel_name(const void* function) const = 0;
+
   // A graph of these commands, all of which have run before. Nothing runs.
   virtual std::unique_ptr<Graph> capture(const Commands& commands) = 0;
 };

@@ -32,4 +32,7 @@ void matmul(Context& ctx, Tensor x, Tensor weight, Tensor y, const MatmulEnd& en
 void matmul_dx(Context& ctx, Tensor dy, Tensor weight, Grad dx);
 void matmul_dweight(Context& ctx, Tensor dy, Tensor x, Grad dweight);
 
+// The address of one of this program's kernels: whether the device can run it tells of all.
+const void* some_kernel();
+
 }  // namespace sft::cuda

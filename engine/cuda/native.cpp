@@ -1,13 +1,19 @@
 // The native Driver: cudart (linked statically), and cuBLASLt for products.
 #include <cuda_runtime.h>
+#include <cxxabi.h>
 
 #include <array>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <optional>
 #include <unordered_map>
 #include <vector>
 
 #include "engine/cuda/cublaslt.h"
 #include "engine/cuda/driver.h"
+#include "engine/cuda/gemm.h"
+#include "engine/device.h"
 
 #define CUDA_CHECK(call)                                                              \
   do {                                                                                \
@@ -70,16 +76,31 @@ class Captured final : public Graph {
   cudaStream_t stream_ = nullptr;
 };
 
+// "void sft::cuda::(anonymous namespace)::norm_kernel<float, 4>(int)" -> "norm_kernel<float, 4>"
+std::string short_name(std::string name) {
+  for (const char* prefix : {"sft::cuda::(anonymous namespace)::", "sft::cuda::", "void "})
+    for (size_t at; (at = name.find(prefix)) != name.npos;) name.erase(at, std::strlen(prefix));
+  const size_t arguments = name.rfind('(');
+  return arguments == name.npos || arguments == 0 ? name : name.substr(0, arguments);
+}
+
+DeviceFacts look_around() {
+  DeviceFacts facts{.program = CUDART_VERSION};
+  if (cudaDriverGetVersion(&facts.driver) != cudaSuccess) facts.driver = 0;
+  if (cudaGetDeviceCount(&facts.devices) != cudaSuccess) facts.devices = 0;
+  cudaDeviceProp properties{};
+  if (!facts.devices || cudaGetDeviceProperties(&properties, 0) != cudaSuccess) return facts;
+  facts.name = properties.name, facts.major = properties.major, facts.minor = properties.minor;
+  cudaFuncAttributes attributes{};
+  facts.has_code = cudaFuncGetAttributes(&attributes, some_kernel()) == cudaSuccess;
+  cudaGetLastError();  // none of these is sticky
+  return facts;
+}
+
 class Native final : public Driver {
  public:
   Native() {
-    int driver = 0, devices = 0;
-    if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
-      fail(Kind::resource, Hint{"install NVIDIA's driver, or use --device cpu"},
-           "cuda: no driver on this machine");
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
-      fail(Kind::resource, Hint{"see nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"},
-           "cuda: no device (driver {}.{})", driver / 1000, driver % 1000 / 10);
+    check_usable(look_around());
     CUDA_CHECK(cudaSetDevice(0));
     CUDA_CHECK(cudaGetDeviceProperties(&properties_, 0));
     for (cudaStream_t* stream : {&stream_, &aside_})
@@ -93,6 +114,7 @@ class Native final : public Driver {
     for (cudaStream_t stream : {stream_, aside_}) cudaStreamSynchronize(stream);
     cudaFree(workspace_);
     for (cudaEvent_t event : events_) cudaEventDestroy(event);
+    for (cudaEvent_t moment : moments_) cudaEventDestroy(moment);
     cudaEventDestroy(sent_);
     for (cudaStream_t stream : {stream_, aside_}) cudaStreamDestroy(stream);
   }
@@ -186,6 +208,27 @@ class Native final : public Driver {
     if (g.K == 0) return sum_of_nothing(g);
     blas().gemm(g, stream_);
   }
+  int64_t moment() override {
+    if (used_moments_ == moments_.size()) CUDA_CHECK(cudaEventCreate(&moments_.emplace_back()));
+    CUDA_CHECK(cudaEventRecord(moments_[used_moments_], stream_));
+    return static_cast<int64_t>(used_moments_++);
+  }
+  double seconds(int64_t from, int64_t to) override {
+    float milliseconds = 0;
+    CUDA_CHECK(cudaEventSynchronize(moments_.at(to)));
+    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, moments_.at(from), moments_.at(to)));
+    return milliseconds / 1e3;
+  }
+  void forget_moments() override { used_moments_ = 0; }
+  std::string kernel_name(const void* function) const override {
+    const char* mangled = nullptr;
+    if (cudaFuncGetName(&mangled, function) != cudaSuccess || !mangled) return {};
+    int status = 0;
+    const std::unique_ptr<char, decltype(&std::free)> whole(
+        abi::__cxa_demangle(mangled, nullptr, nullptr, &status), &std::free);
+    return short_name(whole ? whole.get() : mangled);
+  }
+
   GemmChoices gemm_choices() const override { return blas().choices(); }
   int64_t use_gemm_choices(const GemmChoices& recorded) override { return blas().use(recorded); }
 
@@ -216,6 +259,8 @@ class Native final : public Driver {
   cudaDeviceProp properties_{};
   cudaStream_t stream_ = nullptr, aside_ = nullptr;
   cudaEvent_t sent_ = nullptr;  // the newest copy on aside_
+  std::vector<cudaEvent_t> moments_;
+  size_t used_moments_ = 0;
   void* workspace_ = nullptr;
   std::array<cudaEvent_t, kEvents> events_{};
   std::unordered_map<const void*, uint32_t> allowed_;  // bytes of shared memory, of each kernel

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <deque>
 
+#include "engine/cuda/launch_log.h"
 #include "engine/cuda/step_graphs.h"
 #include "engine/cuda/step_lists.h"
 
@@ -143,6 +144,13 @@ int Runtime::multiprocessors() const { return driver_->multiprocessors(); }
 void* Runtime::allocate(int64_t bytes) { return driver_->allocate(bytes); }
 void Runtime::release(void* memory) noexcept { driver_->release(memory); }
 
+int64_t Runtime::moment() { return driver_->moment(); }
+double Runtime::seconds(int64_t from, int64_t to) { return driver_->seconds(from, to); }
+void Runtime::forget_moments() { driver_->forget_moments(); }
+std::string Runtime::kernel_name(const void* function) const {
+  return driver_->kernel_name(function);
+}
+
 GemmChoices Runtime::gemm_choices() const { return driver_->gemm_choices(); }
 int64_t Runtime::use_gemm_choices(const GemmChoices& recorded) {
   return driver_->use_gemm_choices(recorded);
@@ -154,10 +162,15 @@ void launch_kernel(StreamHandle stream, const KernelCall& call) {
   static_cast<Runtime*>(stream)->launch(call);
 }
 
-void Runtime::launch(const KernelCall& call) { steps_->give(call); }
+void Runtime::launch(const KernelCall& call) {
+  const LoggedLaunch logged(call.function, call.file, call.line);
+  steps_->give(call);
+}
 
 void Runtime::gemm(const Gemm& g) {
-  if (g.M > 0 && g.N > 0) steps_->give(g);
+  if (g.M == 0 || g.N == 0) return;
+  const LoggedLaunch logged(nullptr, "product", 0);
+  steps_->give(g);
 }
 
 void Runtime::fill(void* to, uint8_t byte, int64_t bytes) {

@@ -130,6 +130,13 @@ class Runtime {
   void flush();
   const StepCounts& step_counts() const;
 
+  // Outside of steps: marks the moment when all that was asked for before is done, and seconds from
+  // one to another; waits for the later. Numbers begin anew when they are forgotten.
+  int64_t moment();
+  double seconds(int64_t from, int64_t to);
+  void forget_moments();
+  std::string kernel_name(const void* function) const;  // empty where it is not known
+
   // How every product so far was computed, and those below were to be.
   GemmChoices gemm_choices() const;
   // Products of these kinds are computed so from now on. How many are not, because their library or

@@ -23,7 +23,11 @@ Report made_up() {
                           .unaccounted = 0.5,
                           .planned_bytes = 100 << 20,
                           .taken_bytes = 150 << 20};
-  return {.command = "model", .ceilings = kCeilings, .kernels = {kernel}, .model = model};
+  return {.command = "model",
+          .ceilings = kCeilings,
+          .kernels = {kernel},
+          .model = model,
+          .launches = {{"op", "norm_kernel<float>", 3, 0.5}}};
 }
 
 }  // namespace
@@ -60,6 +64,7 @@ TEST_CASE("bench: the table for people") {
   says(
       "op         2   500000.0 (250000.0 - 1000000.0) 25.0 %    0.800  1000.00    1.6    2.0     C "
       " 80.0\n");
+  says("norm_kernel<float> op     3   500000.0 25.0 %\n");
   says("unaccounted 500000.0 us (25.0 %)\n");
   says("5.00 audio-seconds/s (2.50 - 10.00), a step 2000.0 ms, 499 frames\n");
   says("0.8 GFLOP: 20.0 % of the arithmetic limit; 1600.0 ms of processor time: 50.0 % of it\n");
@@ -76,6 +81,8 @@ TEST_CASE("bench: the same as JSON") {
   EXPECT(kernel.at("bytes") == 1e9);
   EXPECT(kernel.at("floor_us") == 4e5);
   EXPECT(kernel.at("bound") == "C");
+  EXPECT(json.at("launches").at(0) ==
+         nlohmann::json{{"op", "op"}, {"name", "norm_kernel<float>"}, {"n", 3}, {"us", 5e5}});
   const auto& result = json.at("result");
   EXPECT(result.at("as_per_s").at("median") == 5);
   EXPECT(result.at("as_per_s").at("min") == 2.5);

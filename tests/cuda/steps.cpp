@@ -43,6 +43,10 @@ class Watched final : public Driver {
     ++watch_.sent, inner_->send(to, from, bytes);
   }
   void receive() override { inner_->receive(); }
+  int64_t moment() override { return inner_->moment(); }
+  double seconds(int64_t from, int64_t to) override { return inner_->seconds(from, to); }
+  void forget_moments() override { inner_->forget_moments(); }
+  std::string kernel_name(const void* f) const override { return inner_->kernel_name(f); }
   GemmChoices gemm_choices() const override { return inner_->gemm_choices(); }
   int64_t use_gemm_choices(const GemmChoices& choices) override {
     return inner_->use_gemm_choices(choices);

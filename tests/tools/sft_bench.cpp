@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -208,7 +209,8 @@ TEST_CASE("sft-bench on cuda: a model extracts and trains") {
                               .batch = 1,
                               .head = head,
                               .repeats = 1,
-                              .gpu = &shared_gpu()}),
+                              .gpu = &shared_gpu(),
+                              .launches = true}),
                     [](int64_t step, int64_t steps) { EXPECT((step <= steps && steps == 2)); });
     EXPECT(done.result.frames == 49);
     EXPECT(done.result.step.median > 0);
@@ -219,6 +221,17 @@ TEST_CASE("sft-bench on cuda: a model extracts and trains") {
     EXPECT(names == phases);
     EXPECT(std::any_of(done.kernels.begin(), done.kernels.end(),
                        [](const KernelRow& row) { return row.name == "attention"; }));
+    std::map<std::string, double> of_ops;
+    bool product = false;
+    for (const LaunchRow& row : done.launches) {
+      EXPECT(row.calls > 0);
+      EXPECT(!row.name.empty());
+      of_ops[row.op] += row.seconds, product |= row.name == "product";
+    }
+    EXPECT(product);
+    for (const KernelRow& row : done.kernels)  // one step, so the medians are its times
+      EXPECT_MESSAGE(of_ops[row.name] <= row.seconds.median, row.name);
+    EXPECT(of_ops.size() == done.kernels.size());
   }
 }
 

@@ -1,6 +1,7 @@
 // The emulator's Driver: device memory is host memory, everything happens at once, and a graph is a
 // copy of its commands.
 #include <array>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -114,6 +115,16 @@ class Emulated final : public Driver {
     return std::make_unique<CopiedCommands>(*this, commands);
   }
 
+  int64_t moment() override {
+    moments_.push_back(std::chrono::steady_clock::now());
+    return std::ssize(moments_) - 1;
+  }
+  double seconds(int64_t from, int64_t to) override {
+    return std::chrono::duration<double>(moments_.at(to) - moments_.at(from)).count();
+  }
+  void forget_moments() override { moments_.clear(); }
+  std::string kernel_name(const void*) const override { return {}; }
+
   void run(const Gemm& g) override {
     alive("product");
     if (g.K) algorithms_.try_emplace(GemmKey(g), kAlgorithm);
@@ -156,6 +167,7 @@ class Emulated final : public Driver {
   std::array<int64_t, kEvents> marks_{};
   std::vector<Read> reads_;  // that may be under way, for all the host knows
   std::vector<Upload> sent_;
+  std::vector<std::chrono::steady_clock::time_point> moments_;
   std::map<GemmKey, GemmAlgorithm> algorithms_;
 };
 
