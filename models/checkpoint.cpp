@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -15,6 +16,7 @@
 #include "engine/nearest.h"
 #include "models/encoder.h"
 #include "models/huggingface.h"
+#include "models/pytorch.h"
 #include "models/task_head.h"
 
 namespace sft {
@@ -160,11 +162,47 @@ std::string best_checkpoint(const std::string& run, std::vector<std::string>& re
   return run + "/ckpt/" + pointed_to(best);
 }
 
+// Norm of each tap of a fused positional convolution [C, C/G, K].
+std::vector<float> tap_norms(const StoredTensor& fused) {
+  std::vector<std::byte> bytes(static_cast<size_t>(bytes_of(fused.dtype, fused.count())));
+  fused.read(bytes, 0);
+  std::vector<float> values(static_cast<size_t>(fused.count()));
+  to_f32(fused.dtype, bytes.data(), values.data(), fused.count());
+  const auto taps = static_cast<size_t>(fused.shape.back());
+  std::vector<double> squares(taps);
+  for (size_t i = 0; i < values.size(); ++i)
+    squares[i % taps] += static_cast<double>(values[i]) * values[i];
+  std::vector<float> norms;
+  for (double sum : squares) norms.push_back(static_cast<float>(std::sqrt(sum)));
+  return norms;
+}
+
+// What other programs leave out, or keep in another form.
+void complete(StoredModel& model) {
+  if (model.config.mask_emb && !model.tensors.contains("mask_emb")) {  // absent where both mask probabilities were 0
+    model.tensors["mask_emb"] = {nullptr, {}, {model.config.width}, Dtype::f32};
+    model.remarks.push_back(
+        "mask_emb: not in the file, made as zeros (only pre-training reads it)");
+  }
+  const auto fused = model.tensors.find("pos_conv.0.weight");
+  if (fused == model.tensors.end() || model.tensors.contains("pos_conv.0.weight_v")) return;
+  const StoredTensor kernel = fused->second;
+  if (kernel.shape.rank() != 3 || !is_real(kernel.dtype) || kernel.count() == 0) return;
+  model.tensors.erase(fused);
+  const auto norms = std::make_shared<std::vector<float>>(tap_norms(kernel));
+  model.tensors["pos_conv.0.weight_g"] = {nullptr, {}, {kernel.shape.back()}, Dtype::f32, norms};
+  model.tensors["pos_conv.0.weight_v"] = kernel;
+  model.remarks.push_back(
+      "pos_conv.0.weight: kept as weight_v, and weight_g made as the norm of its taps");
+}
+
 }  // namespace
 
 void StoredTensor::read(std::span<std::byte> to, uint64_t first) const {
   if (file)
     file->read(info, to, first);
+  else if (made)
+    std::memcpy(to.data(), reinterpret_cast<const std::byte*>(made->data()) + first, to.size());
   else
     std::fill(to.begin(), to.end(), std::byte{0});
 }
@@ -180,18 +218,24 @@ StoredModel open_stored_model(const std::string& path) {
   } else if (fs::is_directory(at)) {
     fail(Kind::input, "{}: this folder is no model (expected config.json, or a run)", path);
   } else {
-    model = open_file(at);
+    model = is_torch_file(at) ? open_torch_model(at) : open_file(at);
   }
   model.path = path;
   model.remarks.insert(model.remarks.begin(), remarks.begin(), remarks.end());
+  if (model.format != "gguf" && model.format != "safetensors") complete(model);
   check_tensors(model);
+  std::set<std::string> files;
+  for (const auto& [name, tensor] : model.tensors)
+    if (tensor.file) files.insert(tensor.file->path());
+  model.files.assign(files.begin(), files.end());
   return model;
 }
 
 ModelFile open_model(const std::string& path) {
   const StoredModel stored = open_stored_model(path);
   ModelFile model{.path = path, .format = stored.format, .config = stored.config};
-  model.in_file = stored.in_file, model.remarks = stored.remarks;
+  model.in_file = stored.in_file;
+  model.files = stored.files, model.remarks = stored.remarks;
   for (const auto& [name, tensor] : stored.tensors) {
     if (tensor.file) model.tensors.keep.push_back(tensor.file);
     if (!tensor.file) ++model.made;
@@ -299,6 +343,7 @@ std::string model_id(const StoredModel& model) {
 std::string format_of_name(std::string_view path) {
   if (path.ends_with(".gguf")) return "gguf";
   if (path.ends_with(".safetensors")) return "safetensors";
+  if (path.ends_with(".pt")) return "fairseq";
   return "hf";
 }
 
@@ -346,6 +391,16 @@ ModelWriter::ModelWriter(const std::string& path, std::string_view format, const
     dropped_ = std::move(hf.dropped);
     return;
   }
+  if (format == "fairseq" || format == "s3prl") {
+    TorchCheckpoint torch = create_torch_model(path, format, labelled, tensors, existing);
+    writer_ = std::make_unique<TensorWriter>(std::move(torch.writer));
+    tensors_ = std::move(torch.tensors);
+    dropped_ = std::move(torch.remarks);
+    for (const std::string& name : torch.made_names)
+      made_.emplace_back(name, torch.made.find(name));
+    keep_ = std::move(torch.made.keep);
+    return;
+  }
   Metadata metadata = metadata_from_config(labelled);
   metadata.set("general.file_type", file_type(tensors));
   writer_ = std::make_unique<TensorWriter>(
@@ -356,6 +411,7 @@ ModelWriter::ModelWriter(const std::string& path, std::string_view format, const
 }
 
 void ModelWriter::write(const TensorMap& tensors) {
+  written_ = true;
   for (size_t i = 0; i < tensors_.size(); ++i) {
     const TensorSpec& stored = writer_->tensors()[i];
     writer_->write(stored.name, tensors.find(tensors_[i].name).reshaped(stored.shape));
@@ -363,6 +419,13 @@ void ModelWriter::write(const TensorMap& tensors) {
 }
 
 void ModelWriter::finish() {
+  for (size_t i = 0; i < made_.size(); ++i) {
+    const std::span<const std::byte> bytes = stored(made_[i].second);
+    if (written_)
+      writer_->append(bytes);
+    else
+      writer_->place(tensors_.size() + i, 0, bytes);
+  }
   writer_->finish();
   if (folder_) folder_->commit();
 }

@@ -1,5 +1,6 @@
-// Model files of every container: GGUF, a Hugging Face folder, safetensors, or a run. Reading is
-// strict: every tensor the configuration asks for, with its shape, and none that nobody knows.
+// Model files of every container: GGUF, a Hugging Face folder, safetensors, PyTorch's checkpoints,
+// or a run. Reading is strict: every tensor the configuration asks for, with its shape, and none
+// that nobody knows.
 #pragma once
 
 #include <functional>
@@ -19,10 +20,11 @@ namespace sft {
 
 // Where a tensor of a model lies.
 struct StoredTensor {
-  std::shared_ptr<const TensorFile> file;  // null: it is in no file and reads as zeros
+  std::shared_ptr<const TensorFile> file;  // null: it is in no file
   TensorInfo info;                         // as the file names it
   Shape shape;                             // ours
   Dtype dtype = Dtype::f32;
+  std::shared_ptr<const std::vector<float>> made;  // where it is in no file; null: zeros
 
   int64_t count() const { return shape.count(); }
   // By pread, without mapping: bytes as stored, from byte `first`.
@@ -33,10 +35,11 @@ struct StoredTensor {
 // piece by piece.
 struct StoredModel {
   std::string path;    // as it was given
-  std::string format;  // gguf, hf, safetensors
+  std::string format;  // gguf, hf, safetensors, fairseq, s3prl, ... (docs/model-files.md)
   Config config;
   std::map<std::string, StoredTensor, std::less<>> tensors;  // docs/contract.md section 3
   int64_t in_file = 0;               // tensors in the file, those that are not kept included
+  std::vector<std::string> files;    // that hold them; of a model in shards, its index
   std::vector<std::string> remarks;  // what was dropped or made, or is not as one might expect
 };
 
@@ -45,11 +48,12 @@ StoredModel open_stored_model(const std::string& path);
 
 struct ModelFile {
   std::string path;    // as it was given
-  std::string format;  // gguf, hf, safetensors
+  std::string format;  // as StoredModel's
   Config config;
   TensorMap tensors;    // names of docs/contract.md section 3; views into the file
   int64_t in_file = 0;  // tensors in the file, those that are not kept included
   int64_t made = 0;     // tensors that are not in the file
+  std::vector<std::string> files;
   std::vector<std::string> remarks;
 };
 
@@ -73,8 +77,8 @@ bool is_backbone(std::string_view name);  // neither pretrain.* nor task.*
 std::string model_id(const TensorMap& tensors);
 std::string model_id(const StoredModel& model);
 
-// "gguf", "hf" or "safetensors", by the name of the output: a folder or a name without a known
-// ending is a Hugging Face folder.
+// "gguf", "hf", "safetensors" or "fairseq" (.pt), by the name of the output: a folder or a name
+// without a known ending is a Hugging Face folder.
 std::string format_of_name(std::string_view path);
 
 // Throws Kind::usage if something is at `path` that a model may not replace: so that this is said
@@ -90,7 +94,7 @@ class ModelWriter {
 
   // Those that the container can hold, under our names, in the order of the file.
   const std::vector<TensorSpec>& tensors() const { return tensors_; }
-  // What it cannot hold, or holds in its own way, one line each.
+  // What it cannot hold, holds in its own way, or had to be made for it, one line each.
   const std::vector<std::string>& dropped() const { return dropped_; }
 
   // Bytes as stored of tensors()[tensor], from byte `first`; from several threads at once.
@@ -106,6 +110,9 @@ class ModelWriter {
   std::vector<std::string> dropped_;
   std::unique_ptr<OutputDirectory> folder_;  // of a Hugging Face folder
   std::unique_ptr<TensorWriter> writer_;
+  std::vector<std::pair<std::string, Tensor>> made_;  // of the container alone, behind tensors_
+  std::vector<std::shared_ptr<const void>> keep_;     // what made_ views
+  bool written_ = false;                              // by write()
 };
 
 // Writes all tensors (backbone, pretrain.*, task.* where the container can hold them) as f32, but

@@ -9,6 +9,7 @@
 #include "engine/formats/safetensors.h"
 #include "engine/io/directory.h"
 #include "engine/io/file.h"
+#include "models/names.h"
 
 namespace sft {
 namespace {
@@ -30,17 +31,11 @@ constexpr std::array kFamilies = {
     Family{"distilhubert", "hubert", "HubertModel"},  // without a norm before the projection
 };
 
-struct Spelling {
-  std::string_view ours, theirs;  // '#' is a number
-  bool write = true;              // the spelling that we write
-};
-
 // data2vec's: before the table below, which has other names for these.
 constexpr std::array kStackedPositions = {
     Spelling{"pos_conv.#.*", "encoder.pos_conv_embed.layers.#.conv.*"},
 };
 
-// '*' stands for weight and for bias.
 constexpr std::array kSpellings = {
     Spelling{"mask_emb", "masked_spec_embed"},
     Spelling{"conv.#.*", "feature_extractor.conv_layers.#.conv.*"},
@@ -53,6 +48,7 @@ constexpr std::array kSpellings = {
              false},
     Spelling{"pos_conv.0.weight_v", "encoder.pos_conv_embed.conv.parametrizations.weight.original1",
              false},
+    Spelling{"pos_conv.0.weight", "encoder.pos_conv_embed.conv.weight", false},
     Spelling{"pos_conv.0.bias", "encoder.pos_conv_embed.conv.bias"},
     Spelling{"enc.norm.*", "encoder.layer_norm.*"},
     Spelling{"enc.#.attn.q.*", "encoder.layers.#.attention.q_proj.*"},
@@ -75,81 +71,6 @@ constexpr std::array kHeads = {
     Spelling{"pretrain.vq.proj.*", "quantizer.weight_proj.*"},
     Spelling{"pretrain.vq_out.*", "project_q.*"},
 };
-
-// What '#' and '*' of `pattern` stand for in `name`; false: it does not match.
-bool match(std::string_view pattern, std::string_view name, std::string& number,
-           std::string& suffix) {
-  size_t i = 0;
-  for (char c : pattern) {
-    if (c == '#') {
-      const size_t begin = i;
-      while (i < name.size() && name[i] >= '0' && name[i] <= '9') ++i;
-      if (i == begin || i - begin > 3) return false;
-      number = name.substr(begin, i - begin);
-    } else if (c == '*') {
-      suffix = name.substr(i);
-      return suffix == "weight" || suffix == "bias";
-    } else if (i == name.size() || name[i++] != c) {
-      return false;
-    }
-  }
-  return i == name.size();
-}
-
-std::string fill(std::string_view pattern, std::string_view number, std::string_view suffix) {
-  std::string out;
-  for (char c : pattern) {
-    if (c == '#')
-      out += number;
-    else if (c == '*')
-      out += suffix;
-    else
-      out += c;
-  }
-  return out;
-}
-
-std::string translate(std::span<const Spelling> table, std::string_view name, bool to_theirs) {
-  std::string number, suffix;
-  for (const Spelling& s : table) {
-    if (to_theirs && !s.write) continue;
-    if (match(to_theirs ? s.ours : s.theirs, name, number, suffix))
-      return fill(to_theirs ? s.theirs : s.ours, number, suffix);
-  }
-  return "";
-}
-
-std::string backbone_prefix(const TensorFile& file) {
-  constexpr std::string_view kMarker = "feature_projection.projection.weight";
-  std::vector<std::string> prefixes;
-  for (const TensorInfo& tensor : file.tensors())
-    if (tensor.name.ends_with(kMarker))
-      prefixes.push_back(tensor.name.substr(0, tensor.name.size() - kMarker.size()));
-  if (prefixes.size() != 1)
-    fail(Kind::input, "{}: {} tensors end with {} (expected one: a single encoder)",
-         printable(file.path()), prefixes.size(), kMarker);
-  return prefixes[0];
-}
-
-// Dimensions of 1 that our names do not have: [1, 1, K] -> [K], [1, GV, d] -> [GV, d],
-// [1, H, 1, 1] -> [H].
-Shape our_shape(std::string_view name, const Shape& shape) {
-  if (name.ends_with("rel_gate.scale"))
-    return shape == Shape{1, shape.count(), 1, 1} ? Shape{shape.count()} : shape;
-  const size_t drop = name.ends_with("weight_g") ? 2 : name == "pretrain.vq.codebook" ? 1 : 0;
-  const auto dims = shape.dims();
-  if (dims.size() <= drop) return shape;
-  for (size_t i = 0; i < drop; ++i)
-    if (dims[i] != 1) return shape;
-  return Shape(dims.subspan(drop));
-}
-
-Shape their_shape(std::string_view name, const Shape& shape) {
-  if (name.ends_with("weight_g")) return {1, 1, shape[0]};
-  if (name.ends_with("rel_gate.scale")) return {1, shape[0], 1, 1};
-  if (name == "pretrain.vq.codebook") return {1, shape[0], shape[1]};
-  return shape;
-}
 
 // config.json, with null meaning absent.
 class Fields {
@@ -321,11 +242,12 @@ Config read_config(const std::string& folder) {
 }
 
 std::string weights_file(const std::string& folder) {
-  for (const char* name : {"/model.safetensors", "/model.safetensors.index.json"})
+  for (const char* name : {"/model.safetensors", "/model.safetensors.index.json",
+                           "/pytorch_model.bin", "/pytorch_model.bin.index.json"})
     if (std::filesystem::exists(folder + name)) return folder + name;
   fail(Kind::input,
-       Hint{"weights in pytorch_model.bin are not read; save the model with safe_serialization"},
-       "{}: no model.safetensors and no model.safetensors.index.json", printable(folder));
+       "{}: no model.safetensors and no pytorch_model.bin, nor an index of either in shards",
+       printable(folder));
 }
 
 // Tensors that belong to heads which we neither need nor keep.
@@ -407,16 +329,12 @@ StoredModel open_huggingface(const std::string& path) {
   }
   const auto file = std::make_shared<TensorFile>(open_tensor_file(weights_file(path)));
   model.in_file = static_cast<int64_t>(file->tensors().size());
-  const std::string prefix = backbone_prefix(*file);
+  std::vector<std::string_view> names;
+  for (const TensorInfo& info : file->tensors()) names.push_back(info.name);
+  const std::string prefix = backbone_prefix(path, names, "feature_projection.projection.weight");
   for (const TensorInfo& info : file->tensors()) add_tensor(model, file, info, prefix);
-  const bool mask_emb = model.tensors.contains("mask_emb");
-  if (model.config.arch == "distilhubert") {  // has none of its own
-    model.config.mask_emb = mask_emb;
-  } else if (!mask_emb) {  // absent where both mask probabilities were 0
-    model.tensors["mask_emb"] = {nullptr, {}, {model.config.width}, Dtype::f32};
-    model.remarks.push_back(
-        "mask_emb: not in the file, made as zeros (only pre-training reads it)");
-  }
+  if (model.config.arch == "distilhubert")  // has none of its own
+    model.config.mask_emb = model.tensors.contains("mask_emb");
   return model;
 }
 

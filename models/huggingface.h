@@ -1,5 +1,5 @@
 // Hugging Face folders of transformers: config.json, preprocessor_config.json, and weights in
-// model.safetensors, whole or in shards.
+// model.safetensors or pytorch_model.bin, whole or in shards. Folders are written with safetensors.
 #pragma once
 
 #include <string>

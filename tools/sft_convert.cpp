@@ -3,6 +3,7 @@
 
 #include "engine/audio/decode.h"
 #include "engine/cpu/isa.h"
+#include "engine/io/hash.h"
 #include "models/extract.h"
 #include "tools/cli.h"
 
@@ -75,9 +76,10 @@ struct Conversion {
 
   void parse(Cli& cli) {
     cli.about("Writes the model IN as OUT, in another container. f32 keeps values bit by bit.");
-    cli.argument("IN", in, "GGUF, safetensors, a Hugging Face folder, or a run");
+    cli.argument("IN", in, "GGUF, safetensors, a Hugging Face folder, a PyTorch file, or a run");
     cli.option("-o,--output", out, "the file or folder to write");
-    cli.choice("--to", to, {"gguf", "hf", "safetensors"}, "the container; else by OUT's name");
+    cli.choice("--to", to, {"gguf", "hf", "safetensors", "fairseq", "s3prl"},
+               "the container; else by OUT's name");
     cli.choice("--dtype", type, {"f32", "f16", "bf16", "q8_0"}, "of the matrices; the rest is f32");
     cli.option("--verify", wav, "run both on this audio; exit code 6 if f32 differs");
     cli.flag("--force", force, "replace what is there");
@@ -97,24 +99,28 @@ struct Conversion {
     std::vector<std::string> remarks = model.remarks;
     for (std::string& lost : save_model(out, to, model.config, model.tensors, existing, dtype()))
       remarks.push_back(std::move(lost));
-    const ModelFile written = open_model(out);
-    const std::string new_id = checked_id(written);
+    const StoredModel written = open_stored_model(out);  // read in pieces: it may be large
+    const std::string new_id = type == "f32" ? model_id(written) : checked_id(open_model(out));
     if (type == "f32" && new_id != id)
       fail(Kind::internal, "{}: id {} after writing, {} before", printable(out), new_id, id);
 
     const std::string loaded = loaded_text(model, id);
+    Json sums = Json::object();
+    for (const std::string& file : model.files) sums[file] = sha256_of_file(file);
     std::vector<Difference> differences;
-    if (!wav.empty()) differences = verify(model, written, wav);
+    if (!wav.empty()) differences = verify(model, open_model(out), wav);
     if (cli.json()) {
-      const Json report = {{"loaded", loaded},   {"id", new_id},
-                           {"path", out},        {"format", to},
-                           {"remarks", remarks}, {"verify", to_json(differences)}};
+      const Json report = {{"loaded", loaded},     {"id", new_id},
+                           {"from", model.format}, {"sha256", sums},
+                           {"path", out},          {"format", to},
+                           {"remarks", remarks},   {"verify", to_json(differences)}};
       fmt::print("{}\n", report.dump(-1, ' ', false, Json::error_handler_t::replace));
     } else {
       fmt::print("{}: {}\n", printable(in), loaded);
+      for (const auto& [file, sum] : sums.items())
+        fmt::print("read: {}, sha256 {}\n", model.format, sum.get<std::string>());
       for (const std::string& remark : remarks) fmt::print("remark: {}\n", remark);
-      fmt::print("{}: {}, {} tensors, id {}\n", printable(out), to, written.tensors.tensors.size(),
-                 new_id);
+      fmt::print("{}: {}, {} tensors, id {}\n", printable(out), to, written.tensors.size(), new_id);
       if (!wav.empty()) print(differences);
     }
     for (size_t i = 0; i < differences.size(); ++i)

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/formats/numbers.h"
+#include "engine/io/hash.h"
 #include "models/checkpoint.h"
 #include "tools/cli.h"
 
@@ -85,6 +86,7 @@ void print_json(const ModelFile& model, const std::string& id, const std::vector
                  {"tensors", model.tensors.tensors.size()},
                  {"remarks", model.remarks},
                  {"config", config}};
+  for (const std::string& file : model.files) report["sha256"][file] = sha256_of_file(file);
   for (const Named& n : tensors)
     if (with_tensors) table.push_back(to_json(n, check));
   if (with_tensors) report["table"] = table;
@@ -105,6 +107,8 @@ void print_table(const std::vector<Named>& tensors, bool check) {
 void print_text(const ModelFile& model, const std::string& id) {
   fmt::print("{}: {}\n", printable(model.path), model.format);
   fmt::print("{}\n", loaded_text(model, id));
+  for (const std::string& file : model.files)
+    fmt::print("{}: sha256 {}\n", printable(file), sha256_of_file(file));
   for (const std::string& remark : model.remarks) fmt::print("remark: {}\n", remark);
   fmt::print("\n");
   const Metadata metadata = metadata_from_config(model.config);
@@ -132,7 +136,8 @@ int main(int argc, char** argv) {
     std::string path;
     bool with_tensors = false, check = false;
     cli.about("What a model file is: its configuration, size, id, and where it comes from.");
-    cli.argument("MODEL", path, "GGUF, safetensors, a Hugging Face folder, or a run");
+    cli.argument("MODEL", path,
+                 "GGUF, safetensors, a Hugging Face folder, a PyTorch file, or a run");
     cli.flag("--tensors", with_tensors, "names, shapes and types too; with --check, statistics");
     cli.flag("--check", check, "read every value; exit code 6 if one is not finite");
     cli.parse();

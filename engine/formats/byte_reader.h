@@ -69,6 +69,10 @@ class ByteReader {
     return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
   }
   void skip(uint64_t bytes, std::string_view what) { take(bytes, what); }
+  // What was read already, from `offset` on.
+  const char* behind(uint64_t offset) const {
+    return reinterpret_cast<const char*>(bytes_.data() + offset);
+  }
   // To the next multiple of `alignment`; the bytes in between must be zero.
   void align(uint64_t alignment, std::string_view what) {
     for (std::byte b : take((alignment - offset_ % alignment) % alignment, what))

@@ -1,6 +1,7 @@
 #include "engine/formats/safetensors.h"
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -8,6 +9,7 @@
 
 #include "engine/check.h"
 #include "engine/formats/byte_reader.h"
+#include "engine/formats/torch_file.h"
 #include "engine/io/directory.h"
 
 namespace sft {
@@ -211,6 +213,16 @@ OpenedFile open_one(const std::string& path) {
   }
 }
 
+// A shard is a safetensors file, or a state dict of PyTorch.
+OpenedFile open_shard(const std::string& path) {
+  InputFile file(path);
+  std::array<char, 4> start{};
+  const size_t known = std::min<uint64_t>(file.size(), start.size());
+  file.read_at(0, std::as_writable_bytes(std::span(start).first(known)));
+  if (starts_as_torch({start.data(), known})) return {std::move(file), read_torch_table(path)};
+  return open_one(path);
+}
+
 // The index of a model in shards: {"weight_map": {tensor: file}, anything else ignored}.
 class IndexHandler : public Handler {
  public:
@@ -312,7 +324,7 @@ TensorFile open_sharded(const std::string& index_path) {
   TensorTable table{Metadata(index_path), {}};
   std::vector<InputFile> files;
   for (const auto& [name, unused] : shards) {
-    OpenedFile opened = open_one(parent_directory(index_path) + "/" + name);
+    OpenedFile opened = open_shard(parent_directory(index_path) + "/" + name);
     if (files.empty()) table.metadata = opened.table.metadata;
     add_shard(index_path, index, name, static_cast<int>(files.size()),
               std::move(opened.table.tensors), table);

@@ -17,7 +17,7 @@ namespace sft {
 TensorFile open_safetensors(const std::string& path);
 
 // model.safetensors.index.json: {"weight_map": {tensor: file name}}, files beside it. The map and
-// the files must agree on every tensor.
+// the files must agree on every tensor. The same for pytorch_model.bin.index.json.
 TensorFile open_sharded(const std::string& index_path);
 
 // The head of a file of `file_size` bytes, of which `start` is the beginning; throws NeedMoreBytes

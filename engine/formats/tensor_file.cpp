@@ -10,6 +10,8 @@
 #include "engine/formats/gguf.h"
 #include "engine/formats/numbers.h"
 #include "engine/formats/safetensors.h"
+#include "engine/formats/torch_file.h"
+#include "engine/formats/zip.h"
 
 namespace sft {
 
@@ -32,6 +34,21 @@ uint64_t stored_bytes(const TensorSpec& tensor) {
 }
 
 int64_t alignment_of(Dtype dtype) { return dtype == Dtype::q8_0 ? 2 : bytes_of(dtype, 1); }
+
+// Elements of a strided tensor, in row-major order, from byte `first` of the dense one.
+void gather(const TensorInfo& tensor, const std::byte* from, uint64_t first,
+            std::span<std::byte> to) {
+  const auto size = static_cast<uint64_t>(bytes_of(tensor.dtype, 1));
+  CHECK(first % size == 0 && to.size() % size == 0, "{}: not whole elements", tensor.name);
+  const auto dims = tensor.shape.dims();
+  for (uint64_t at = 0; at < to.size(); at += size) {
+    auto index = static_cast<int64_t>((first + at) / size);
+    int64_t element = 0;
+    for (size_t d = dims.size(); d-- > 0; index /= dims[d])
+      element += index % dims[d] * tensor.strides[d];
+    std::memcpy(to.data() + at, from + static_cast<uint64_t>(element) * size, size);
+  }
+}
 
 }  // namespace
 
@@ -76,7 +93,8 @@ const TensorInfo& TensorFile::at(std::string_view name) const {
 }
 
 bool TensorFile::viewable(const TensorInfo& tensor) const {
-  return tensor.offset % static_cast<uint64_t>(alignment_of(tensor.dtype)) == 0;
+  return tensor.strides.empty() &&
+         tensor.offset % static_cast<uint64_t>(alignment_of(tensor.dtype)) == 0;
 }
 
 Tensor TensorFile::view(const TensorInfo& tensor) const {
@@ -91,7 +109,9 @@ void TensorFile::read(const TensorInfo& tensor, std::span<std::byte> to, uint64_
   CHECK(first <= tensor.bytes && to.size() <= tensor.bytes - first,
         "{}: tensor {} has {} bytes, wanted [{}, {})", path_, tensor.name, tensor.bytes, first,
         first + to.size());
-  files_[static_cast<size_t>(tensor.shard)].read_at(tensor.offset + first, to);
+  const InputFile& file = files_[static_cast<size_t>(tensor.shard)];
+  if (tensor.strides.empty()) return file.read_at(tensor.offset + first, to);
+  gather(tensor, file.map().data() + tensor.offset, first, to);
 }
 
 void TensorFile::read_f32(const TensorInfo& tensor, std::span<float> to) const {
@@ -115,30 +135,44 @@ void TensorFile::read_f32(const TensorInfo& tensor, std::span<float> to) const {
 // ---- TensorWriter
 
 TensorWriter::TensorWriter(OutputFile file, std::vector<TensorSpec> tensors, uint64_t alignment)
-    : file_(std::move(file)), tensors_(std::move(tensors)), alignment_(alignment) {
-  uint64_t end = file_.position();
+    : file_(std::move(file)), tensors_(std::move(tensors)), end_(file_.position()) {
   for (const TensorSpec& tensor : tensors_) {
-    offsets_.push_back(end);
-    end += stored_bytes(tensor);
-    end += padding(end);
+    offsets_.push_back(end_);
+    end_ += stored_bytes(tensor);
+    end_ += (alignment - end_ % alignment) % alignment;
   }
-  offsets_.push_back(end);
 }
 
-uint64_t TensorWriter::padding(uint64_t position) const {
-  return (alignment_ - position % alignment_) % alignment_;
+TensorWriter::TensorWriter(OutputFile file, std::vector<TensorSpec> tensors,
+                           std::vector<uint64_t> offsets, Seal seal)
+    : file_(std::move(file)),
+      tensors_(std::move(tensors)),
+      offsets_(std::move(offsets)),
+      seal_(std::move(seal)) {}
+
+// Bytes of a tensor, what was left of its padding behind its last.
+void TensorWriter::put(size_t tensor, uint64_t first, std::span<const std::byte> piece) {
+  const uint64_t bytes = stored_bytes(tensors_[tensor]), end = offsets_[tensor] + bytes;
+  CHECK(first <= bytes && piece.size() <= bytes - first,
+        "{}: tensor {} has {} bytes, given [{}, {})", file_.path(), tensors_[tensor].name, bytes,
+        first, first + piece.size());
+  file_.write_at(offsets_[tensor] + first, piece);
+  std::atomic_ref(done_) += piece.size();
+  if (seal_) {
+    const Piece sum{tensor, first, piece.size(), crc32(piece)};
+    const std::scoped_lock lock(*mutex_);
+    pieces_.push_back(sum);
+  } else if (first + piece.size() == bytes) {
+    const uint64_t next = tensor + 1 < offsets_.size() ? offsets_[tensor + 1] : end_;
+    if (next > end) file_.write_at(end, std::vector<std::byte>(next - end));
+  }
 }
 
 void TensorWriter::append(std::span<const std::byte> piece) {
   CHECK(next_ < tensors_.size(), "{}: data after the last tensor", file_.path());
-  const TensorSpec& tensor = tensors_[next_];
-  const uint64_t bytes = stored_bytes(tensor);
-  CHECK(piece.size() <= bytes - written_, "{}: tensor {} has {} bytes, given {}", file_.path(),
-        tensor.name, bytes, written_ + piece.size());
-  file_.write(piece);
+  put(next_, written_, piece);
   written_ += piece.size();
-  if (written_ < bytes) return;
-  file_.write_zeros(padding(file_.position()));
+  if (written_ < stored_bytes(tensors_[next_])) return;
   ++next_;
   written_ = 0;
 }
@@ -167,27 +201,23 @@ void TensorWriter::write(std::string_view name, const Tensor& tensor) {
 void TensorWriter::place(size_t tensor, uint64_t first, std::span<const std::byte> piece) {
   CHECK(tensor < tensors_.size() && next_ == 0 && written_ == 0, "{}: tensor {} of {}",
         file_.path(), tensor, tensors_.size());
-  const uint64_t bytes = stored_bytes(tensors_[tensor]), end = offsets_[tensor] + bytes;
-  CHECK(first <= bytes && piece.size() <= bytes - first,
-        "{}: tensor {} has {} bytes, given [{}, {})", file_.path(), tensors_[tensor].name, bytes,
-        first, first + piece.size());
-  file_.write_at(offsets_[tensor] + first, piece);
-  uint64_t placed = piece.size();
-  if (first + piece.size() == bytes && padding(end) > 0) {
-    const std::vector<std::byte> zeros(padding(end));
-    file_.write_at(end, zeros);
-    placed += zeros.size();
-  }
-  std::atomic_ref(placed_) += placed;
+  put(tensor, first, piece);
+}
+
+std::vector<uint32_t> TensorWriter::sums() {
+  std::sort(pieces_.begin(), pieces_.end());
+  std::vector<uint32_t> sums(tensors_.size());
+  for (const Piece& piece : pieces_)
+    sums[piece.tensor] = combined_crc32(sums[piece.tensor], piece.crc, piece.bytes);
+  return sums;
 }
 
 void TensorWriter::finish() {
-  if (placed_ > 0)
-    CHECK(placed_ == offsets_.back() - offsets_.front(), "{}: {} bytes of {} were placed",
-          file_.path(), placed_, offsets_.back() - offsets_.front());
-  else
-    CHECK(next_ == tensors_.size(), "{}: tensor {} was not written", file_.path(),
-          tensors_[next_].name);
+  uint64_t bytes = 0;
+  for (const TensorSpec& tensor : tensors_) bytes += stored_bytes(tensor);
+  CHECK(done_ == bytes && (next_ == 0 || next_ == tensors_.size()),
+        "{}: {} bytes of {} were written", file_.path(), done_, bytes);
+  if (seal_) seal_(file_, sums());
   file_.commit();
 }
 
@@ -201,8 +231,6 @@ struct Signature {
 };
 
 constexpr Signature kSignatures[] = {
-    {"PK\x03\x04", "a zip archive, as PyTorch's .pt; only GGUF and safetensors are read"},
-    {"\x80\x02", "a pickle, as PyTorch's old .pt; only GGUF and safetensors are read"},
     {"RIFF", "audio (RIFF)"},
     {"fLaC", "audio (FLAC)"},
     {"OggS", "audio (Ogg)"},
@@ -236,7 +264,8 @@ TensorFile open_tensor_file(const std::string& path) {
   if (start.size() > 8 && start[8] == '{' && start.substr(5, 3) == std::string_view("\0\0\0", 3))
     return open_safetensors(path);
   if (start.starts_with('{')) return open_sharded(path);
-  fail(Kind::input, "{}: is {} (expected a GGUF or safetensors file)", printable(path),
+  if (starts_as_torch(start)) return open_torch_tensors(path);
+  fail(Kind::input, "{}: is {} (expected GGUF, safetensors or a file of PyTorch)", printable(path),
        describe(start));
 }
 

@@ -5,7 +5,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -23,8 +25,11 @@ struct TensorInfo {
   Shape shape;  // PyTorch's order, row-major
   Dtype dtype = Dtype::f32;
   uint64_t offset = 0;  // from the start of its file
-  uint64_t bytes = 0;
-  int shard = 0;  // which file, where a model is cut into several
+  uint64_t bytes = 0;   // of the dense tensor
+  int shard = 0;        // which file, where a model is cut into several
+  // Elements from one to the next of each dimension, where the file does not hold the tensor dense
+  // (PyTorch's views of a storage); else empty.
+  std::vector<int64_t> strides;
 };
 
 // What the head of a file says.
@@ -44,10 +49,11 @@ class TensorFile {
   const TensorInfo& at(std::string_view name) const;
 
   // Into the mapped file, read-only; valid as long as this object. Where viewable() is false (data
-  // not aligned to its type, which some safetensors writers produce) use read.
+  // not aligned to its type, which some safetensors writers produce, or not dense) use read.
   bool viewable(const TensorInfo& tensor) const;
   Tensor view(const TensorInfo& tensor) const;
-  // By pread, without mapping: `to` has tensor.bytes; or a part of it, from byte `first`.
+  // By pread, without mapping: `to` has tensor.bytes; or a part of it, from byte `first`. A tensor
+  // that is not dense becomes so, in whole elements.
   void read(const TensorInfo& tensor, std::span<std::byte> to, uint64_t first = 0) const;
   // The same as f32, whatever real type it is stored in; `to` has shape.count().
   void read_f32(const TensorInfo& tensor, std::span<float> to) const;
@@ -59,8 +65,9 @@ class TensorFile {
   std::unordered_map<std::string_view, size_t> index_;  // views of the names in table_
 };
 
-// Decides by content, never by the file's name: GGUF, safetensors, or the JSON index of a
-// safetensors model in shards. Anything else: Kind::input saying what it looks like.
+// Decides by content, never by the file's name: GGUF, safetensors, a file of torch.save with
+// nothing but tensors under names, or the JSON index of a model in shards. Anything else:
+// Kind::input saying what it looks like.
 TensorFile open_tensor_file(const std::string& path);
 
 // A tensor as a writer is told of it, before its data.
@@ -71,7 +78,7 @@ struct TensorSpec {
 };
 
 // Writes the data of a file whose head is already written, tensor by tensor, so a file may be
-// larger than memory. Made by create_gguf and create_safetensors.
+// larger than memory. Made by create_gguf, create_safetensors and create_torch.
 class TensorWriter {
  public:
   // In the order in which the data must come.
@@ -89,17 +96,32 @@ class TensorWriter {
 
   // For the containers: `file` stands where the data begin; each tensor is padded to `alignment`.
   TensorWriter(OutputFile file, std::vector<TensorSpec> tensors, uint64_t alignment);
+  // The tensors lie at `offsets`; what is between and behind them is written by `seal` at the end,
+  // which is told the CRC-32 of each.
+  using Seal = std::function<void(OutputFile&, std::span<const uint32_t> crcs)>;
+  TensorWriter(OutputFile file, std::vector<TensorSpec> tensors, std::vector<uint64_t> offsets,
+               Seal seal);
 
  private:
-  uint64_t padding(uint64_t position) const;
+  struct Piece {
+    size_t tensor = 0;
+    uint64_t first = 0, bytes = 0;
+    uint32_t crc = 0;
+    auto operator<=>(const Piece&) const = default;
+  };
+  void put(size_t tensor, uint64_t first, std::span<const std::byte> piece);
+  std::vector<uint32_t> sums();
 
   OutputFile file_;
   std::vector<TensorSpec> tensors_;
-  uint64_t alignment_;
+  std::vector<uint64_t> offsets_;  // of each tensor in the file
+  uint64_t end_ = 0;               // of the data and its padding
+  Seal seal_;
   size_t next_ = 0;
-  uint64_t written_ = 0;           // of the next tensor
-  std::vector<uint64_t> offsets_;  // of each tensor in the file, and of the end of the data
-  uint64_t placed_ = 0;            // bytes
+  uint64_t written_ = 0;                                                // of the next tensor
+  uint64_t done_ = 0;                                                   // bytes of all tensors
+  std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();  // guards pieces_
+  std::vector<Piece> pieces_;  // written so far, where seal_ asks for their sums
 };
 
 // For the containers. Throws Kind::input for a name that is empty, not UTF-8, has control

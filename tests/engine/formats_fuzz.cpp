@@ -12,6 +12,15 @@
 #define LLVMFuzzerTestOneInput fuzz_safetensors
 #include "tests/fuzz/safetensors.cpp"
 #undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_zip
+#include "tests/fuzz/zip.cpp"
+#undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_pickle
+#include "tests/fuzz/pickle.cpp"
+#undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_torch
+#include "tests/fuzz/torch.cpp"
+#undef LLVMFuzzerTestOneInput
 
 namespace {
 
@@ -70,4 +79,19 @@ TEST_CASE("gguf: mutated files end in a sound table or an input error") {
 
 TEST_CASE("safetensors: mutated files end in a sound table or an input error") {
   mutate("containers.safetensors", fuzz_safetensors);
+}
+
+TEST_CASE("zip: mutated archives end in sound entries or an input error") {
+  mutate("torch/torch-1.zip", fuzz_zip);
+  mutate("torch/torch-2.zip", fuzz_zip);
+}
+
+TEST_CASE("pickle: mutated pickles end in a tree or an input error") {
+  mutate("torch/torch-1.legacy", fuzz_pickle);
+  mutate("torch/torch-2.legacy", fuzz_pickle);
+}
+
+TEST_CASE("torch: mutated files end in tensors inside them or an input error") {
+  mutate("torch/torch-2.zip", fuzz_torch);
+  mutate("torch/torch-2.legacy", fuzz_torch);
 }

@@ -1,8 +1,6 @@
 // Crafted files, one for each way in which model files have been used against their readers
 // (CVE numbers are those of ggml, llama.cpp and Ollama), and damaged ones. Each must be refused
 // with one clear line, at once, and without allocating what it asks for.
-#include <sys/resource.h>
-
 #include <ctime>
 #include <fstream>
 #include <functional>
@@ -10,6 +8,7 @@
 #include "engine/formats/byte_reader.h"
 #include "engine/formats/gguf.h"
 #include "engine/formats/safetensors.h"
+#include "tests/address_limit.h"
 #include "tests/doctest.h"
 #include "tests/golden.h"
 #include "tests/temporary_folder.h"
@@ -240,24 +239,6 @@ void write_raw(const std::string& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary) << bytes;
 }
 
-// Limits what the process may still allocate while it lives.
-class AllocationLimit {
- public:
-  explicit AllocationLimit([[maybe_unused]] uint64_t bytes) {
-    ::getrlimit(RLIMIT_AS, &before_);
-#ifndef __SANITIZE_ADDRESS__
-    uint64_t pages = 0;
-    std::ifstream("/proc/self/statm") >> pages;
-    const rlimit limit{pages * 4096 + bytes, before_.rlim_max};
-    ::setrlimit(RLIMIT_AS, &limit);
-#endif
-  }
-  ~AllocationLimit() { ::setrlimit(RLIMIT_AS, &before_); }
-
- private:
-  rlimit before_;
-};
-
 void expect_refused(const std::vector<Hostile>& files) {
   const TemporaryFolder folder;
   for (const Hostile& hostile : files) {
@@ -265,7 +246,7 @@ void expect_refused(const std::vector<Hostile>& files) {
     write_raw(folder / "file", hostile.file.text);
     const std::clock_t start = std::clock();
     const Error e = [&] {
-      const AllocationLimit limit(4 << 20);
+      const test::AddressLimit limit(4 << 20);
       return test::error_of([&] {
         if (hostile.file.text.starts_with("GGUF"))
           open_gguf(folder / "file");
@@ -416,8 +397,8 @@ TEST_CASE("formats: content decides what a file is, and the message says what it
   const TemporaryFolder folder;
   const std::pair<const char*, const char*> others[] = {
       {"", "is empty"},
-      {"PK\x03\x04...", "PyTorch's .pt"},
-      {"\x80\x02}q.", "PyTorch's old .pt"},
+      {"PK\x03\x04...", "7 bytes are no zip archive (is it cut off?)"},
+      {"\x80\x02}q.", "is no file of torch.save"},
       {"RIFF....WAVEfmt ", "audio (RIFF)"},
       {"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"},
       {"<!DOCTYPE html>", "HTML"},

@@ -412,4 +412,19 @@ TEST_CASE("io: hashes of known content") {
   hash.update("bc");
   EXPECT(hash.digest() == xxh3_of_file(folder / "abc"));
   EXPECT(hash.digest() == "06b05ab6733a618578af5f94892f3950");
+  // FIPS 180-4; lengths around the end of a block
+  EXPECT(sha256_of_file(folder / "abc") ==
+         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  const std::pair<size_t, const char*> sums[] = {
+      {0, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},
+      {55, "9f4390f8d30c2dd92ec9f095b65e2b9ae9b0a925a5258e241c9f1e910f734318"},
+      {56, "b35439a4ac6f0948b6d6f9e3c6af0f5f590ce20f1bde7090ef7970686ec6738a"},
+      {64, "ffe054fe7ae0cb6dc65c3af9b61d5209f439851db43d0ba5997337df154668eb"},
+      {1000, "41edece42d63e8d9bf515a9ba6932e1c20cbc9f5a5d134645adb5db1b9737ea3"}};
+  for (const auto& [length, sum] : sums) {
+    Sha256 pieces;
+    for (size_t at = 0; at < length; at += 7)
+      pieces.update(std::as_bytes(std::span("aaaaaaa", std::min<size_t>(7, length - at))));
+    EXPECT(pieces.digest() == sum);
+  }
 }

@@ -175,9 +175,9 @@ TEST_CASE("sft-convert: reports, verifies, refuses") {
   EXPECT(third.code == 0);
   EXPECT(read_text(gguf, 64 << 20) == read_text(folder / "again", 64 << 20));
   expect_failure(run_program("sft-convert", {wav, "-o", folder / "x.gguf"}), 3,
-                 "is audio (RIFF) (expected a GGUF or safetensors file)");
+                 "is audio (RIFF) (expected GGUF, safetensors or a file of PyTorch)");
   expect_failure(run_program("sft-convert", {in, "-o", folder / "x.gguf", "--to", "onnx"}), 2,
-                 "--to: onnx (expected gguf, hf, safetensors)");
+                 "--to: onnx (expected gguf, hf, safetensors, fairseq, s3prl)");
 }
 
 TEST_CASE("sft-extract: states equal the goldens, alone and in a batch") {

@@ -1,0 +1,576 @@
+#include "models/pytorch.h"
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <set>
+
+#include "engine/formats/torch_file.h"
+#include "models/fairseq_config.h"
+#include "models/huggingface.h"
+#include "models/initialise.h"
+#include "models/names.h"
+
+namespace sft {
+namespace {
+
+constexpr std::string_view kOurKeys = "sft";       // what fairseq has no keys for
+constexpr std::string_view kMadeKey = "sft.made";  // heads that only s3prl needs
+
+// ---- tables: one for each family's names
+
+constexpr std::array kBackbone = {
+    Spelling{"mask_emb", "mask_emb"},
+    Spelling{"conv.#.*", "feature_extractor.conv_layers.#.0.*"},
+    Spelling{"conv.#.norm.*", "feature_extractor.conv_layers.#.2.*"},
+    Spelling{"conv.#.norm.*", "feature_extractor.conv_layers.#.2.1.*", false},
+    Spelling{"feat_norm.*", "layer_norm.*"},
+    Spelling{"feat_proj.*", "post_extract_proj.*"},
+    Spelling{"pos_conv.0.weight_g", "encoder.pos_conv.0.weight_g"},
+    Spelling{"pos_conv.0.weight_v", "encoder.pos_conv.0.weight_v"},
+    Spelling{"pos_conv.0.weight_g", "encoder.pos_conv.0.parametrizations.weight.original0", false},
+    Spelling{"pos_conv.0.weight_v", "encoder.pos_conv.0.parametrizations.weight.original1", false},
+    Spelling{"pos_conv.0.weight", "encoder.pos_conv.0.weight", false},
+    Spelling{"pos_conv.0.bias", "encoder.pos_conv.0.bias"},
+    Spelling{"enc.norm.*", "encoder.layer_norm.*"},
+    Spelling{"enc.#.attn.q.*", "encoder.layers.#.self_attn.q_proj.*"},
+    Spelling{"enc.#.attn.k.*", "encoder.layers.#.self_attn.k_proj.*"},
+    Spelling{"enc.#.attn.v.*", "encoder.layers.#.self_attn.v_proj.*"},
+    Spelling{"enc.#.attn.o.*", "encoder.layers.#.self_attn.out_proj.*"},
+    Spelling{"enc.#.attn.rel_bias", "encoder.layers.#.self_attn.relative_attention_bias.weight"},
+    Spelling{"enc.#.attn.rel_gate.*", "encoder.layers.#.self_attn.grep_linear.*"},
+    Spelling{"enc.#.attn.rel_gate.scale", "encoder.layers.#.self_attn.grep_a"},
+    Spelling{"enc.#.attn_norm.*", "encoder.layers.#.self_attn_layer_norm.*"},
+    Spelling{"enc.#.ffn.up.*", "encoder.layers.#.fc1.*"},
+    Spelling{"enc.#.ffn.down.*", "encoder.layers.#.fc2.*"},
+    Spelling{"enc.#.ffn_norm.*", "encoder.layers.#.final_layer_norm.*"},
+};
+// Where every convolution has a norm, it stands between two transposes.
+constexpr std::array kLayerModeNorm = {
+    Spelling{"conv.#.norm.*", "feature_extractor.conv_layers.#.2.1.*"}};
+
+constexpr std::array kHubertHeads = {Spelling{"pretrain.proj.*", "final_proj.*"},
+                                     Spelling{"pretrain.label_emb", "label_embs_concat"}};
+constexpr std::array kWav2vec2Heads = {Spelling{"pretrain.proj.*", "final_proj.*"},
+                                       Spelling{"pretrain.vq.codebook", "quantizer.vars"},
+                                       Spelling{"pretrain.vq.proj.*", "quantizer.weight_proj.*"},
+                                       Spelling{"pretrain.vq_out.*", "project_q.*"}};
+constexpr std::array kCtcHead = {Spelling{"task.out.*", "w2v_encoder.proj.*"}};
+
+struct Family {
+  std::string_view arch;
+  std::span<const Spelling> heads;
+  std::string_view sign;  // a tensor that only this family has
+};
+const Family kFamilies[] = {
+    {"hubert", kHubertHeads, "label_embs_concat"},
+    {"wav2vec2", kWav2vec2Heads, "quantizer.vars"},
+    {"unispeechsat", {}, ""},
+    {"wavlm", {}, ""},
+};
+
+// Parts of pre-training that nothing here computes.
+constexpr std::string_view kIgnorable[] = {"target_glu.", "input_quantizer.", "project_inp."};
+
+const Family* family_named(std::string_view arch) {
+  for (const Family& family : kFamilies)
+    if (family.arch == arch) return &family;
+  return nullptr;
+}
+
+// ---- what a file is, by the keys at its top
+
+struct Layout {
+  std::string_view format;
+  std::vector<std::string_view> keys;  // all of them
+  std::string_view weights;            // of the state dict; empty: the root is one
+};
+const Layout kLayouts[] = {
+    {"s3prl", {"model_weight", "model_cfg", "task_cfg"}, "model_weight"},
+    {"s3prl-downstream", {"Upstream", "Args"}, "Upstream"},
+    {"fairseq", {"model", "cfg"}, "model"},
+    {"fairseq", {"model", "args"}, "model"},
+    {"lightning", {"state_dict"}, "state_dict"},
+};
+
+std::vector<std::string_view> keys_of(PickleValue dict) {
+  std::vector<std::string_view> keys;
+  for (size_t i = 0; dict.is(PickleType::dict) && i + 1 < dict.size(); i += 2)
+    if (dict[i].is(PickleType::text)) keys.push_back(dict[i].text());
+  return keys;
+}
+
+std::string listed(const std::vector<std::string_view>& keys) {
+  constexpr size_t kMost = 12;
+  std::string out;
+  for (size_t i = 0; i < std::min(keys.size(), kMost); ++i)
+    out += (i ? ", " : "") + printable(keys[i], 60);
+  return keys.size() > kMost ? out + ", ..." : out;
+}
+
+struct Source {
+  std::string format;
+  PickleValue weights;
+  FairseqSettings settings;        // model empty: the file has none
+  std::vector<std::string> units;  // of a CTC head
+};
+
+void add_fields(std::vector<PickleValue>& to, std::optional<PickleValue> value) {
+  if (const auto fields = fields_of(value)) to.push_back(*fields);
+}
+
+// fairseq: cfg.model and cfg.task, or the flat args of old files; of a fine-tuned model those of
+// the pre-trained one stand inside, as w2v_args.
+void find_settings(PickleValue root, FairseqSettings& settings) {
+  const auto cfg = fields_of(root.find("cfg"));
+  const auto fields = cfg ? cfg : fields_of(root.find("args"));
+  if (!fields) return;
+  const auto nested = fields_of(fields->find("model"));
+  const PickleValue model = nested ? *nested : *fields;
+  add_fields(settings.task, fields->find("task"));
+  if (const auto pretrained = fields_of(model.find("w2v_args"))) {
+    add_fields(settings.model, pretrained->find("model"));
+    settings.model.push_back(*pretrained);
+    add_fields(settings.task, pretrained->find("task"));
+    settings.task.push_back(*pretrained);
+  }
+  settings.model.push_back(model);
+  settings.task.push_back(*fields);
+}
+
+// A Dictionary of fairseq: an object with its symbols.
+std::vector<std::string> dictionary(PickleValue root) {
+  std::vector<std::string> symbols;
+  const auto tasks = fields_of(root.find("task_state"));
+  const auto target = tasks ? tasks->find("target_dictionary") : std::nullopt;
+  if (!target || !target->is(PickleType::object)) return symbols;
+  const auto list = target->state().find("symbols");
+  for (size_t i = 0; list && list->is(PickleType::list) && i < list->size(); ++i)
+    symbols.emplace_back((*list)[i].text());
+  return symbols;
+}
+
+Source source_of(const TorchFile& file) {
+  const PickleValue root = file.root();
+  const std::vector<std::string_view> keys = keys_of(root);
+  const auto has = [&](std::string_view key) {
+    return std::find(keys.begin(), keys.end(), key) != keys.end();
+  };
+  if (has("Downstream") && !has("Upstream"))
+    fail(Kind::input, Hint{"convert the model it was trained on"},
+         "{}: a downstream checkpoint of s3prl without its Upstream, which was not fine-tuned",
+         printable(file.path()));
+  for (const Layout& layout : kLayouts) {
+    if (!std::all_of(layout.keys.begin(), layout.keys.end(), has)) continue;
+    const auto weights = fields_of(root.find(layout.weights));
+    if (!weights)
+      fail(Kind::input, "{}: {} is no dict of tensors", printable(file.path()), layout.weights);
+    Source source{.format = std::string(layout.format), .weights = *weights};
+    source.settings.path = file.path();
+    source.units = dictionary(root);
+    if (layout.format == "fairseq") find_settings(root, source.settings);
+    if (const auto cfg = fields_of(root.find("cfg")); cfg && cfg->find("encoder_layers"))
+      source.format = "unilm";  // WavLM and UniSpeech-SAT: flat
+    add_fields(source.settings.model, root.find("model_cfg"));
+    add_fields(source.settings.task, root.find("task_cfg"));
+    return source;
+  }
+  for (size_t i = 0; root.is(PickleType::dict) && i + 1 < root.size(); i += 2)
+    if (TorchFile::is_tensor(root[i + 1])) return {.format = "state-dict", .weights = root};
+  fail(Kind::input,
+       "{}: no checkpoint of a known program; its top level has {} (expected model and cfg, "
+       "model_weight and model_cfg, Upstream, state_dict, or tensors)",
+       printable(file.path()), keys.empty() ? "no keys" : listed(keys));
+}
+
+// ---- tensors
+
+struct Named {
+  std::vector<TensorInfo> tensors;
+  std::vector<std::string> remarks;
+};
+
+Named tensors_of(const TorchFile& file, PickleValue weights) {
+  Named named;
+  for (size_t i = 0; i + 1 < weights.size(); i += 2) {
+    const std::string name(weights[i].text());
+    if (TorchFile::is_tensor(weights[i + 1]))
+      named.tensors.push_back(file.tensor(weights[i + 1], name));
+    else
+      named.remarks.push_back(fmt::format("{}: not a tensor, not kept", printable(name)));
+  }
+  return named;
+}
+
+struct Names {
+  std::string prefix;  // of the encoder
+  bool huggingface = false;
+};
+
+Names spelling_of(const std::string& path, const std::vector<TensorInfo>& tensors) {
+  constexpr std::string_view kTheirs = "feature_projection.projection.weight";
+  std::vector<std::string_view> names;
+  for (const TensorInfo& tensor : tensors) names.push_back(tensor.name);
+  const bool huggingface = std::any_of(
+      names.begin(), names.end(), [&](std::string_view name) { return name.ends_with(kTheirs); });
+  return {backbone_prefix(path, names, huggingface ? kTheirs : "post_extract_proj.weight"),
+          huggingface};
+}
+
+// By what the file says of itself, else by a tensor that only one family has.
+std::string arch_of(const Source& source, const Names& names,
+                    const std::vector<TensorInfo>& tensors, PickleValue root) {
+  std::string arch = family_of(source.settings);
+  if (!arch.empty()) return arch;
+  for (const TensorInfo& tensor : tensors)
+    if (tensor.name.ends_with("relative_attention_bias.weight")) return "wavlm";
+  if (source.format == "unilm") return "unispeechsat";
+  for (const Family& family : kFamilies)
+    for (const TensorInfo& tensor : tensors)
+      if (!family.sign.empty() && tensor.name == names.prefix + std::string(family.sign))
+        return std::string(family.arch);
+  if (const auto args = fields_of(root.find("Args")))
+    if (const auto upstream = args->find("upstream"))
+      for (const char* known : {"wav2vec2", "hubert", "wavlm", "data2vec"})
+        if (upstream->text().starts_with(known)) return known;
+  return "hubert";  // without its heads wav2vec 2.0 is the same encoder
+}
+
+// Our name; empty: a part that is not kept. Inside the encoder every name must be known.
+std::string our_name(const TensorInfo& tensor, const Source& source, const Names& names,
+                     const Family& family) {
+  const std::string_view full = tensor.name;
+  if (source.units.size() && full.starts_with("w2v_encoder.proj."))
+    return translate(kCtcHead, full, false);
+  if (!full.starts_with(names.prefix)) return "";
+  const std::string_view name = full.substr(names.prefix.size());
+  if (names.huggingface) return name_from_huggingface(name);
+  std::string ours = translate(kBackbone, name, false);
+  if (ours.empty()) ours = translate(family.heads, name, false);
+  return ours;
+}
+
+bool may_be_dropped(const TensorInfo& tensor, const Source& source, const Names& names) {
+  if (!std::string_view(tensor.name).starts_with(names.prefix)) return true;
+  const std::string_view inside = std::string_view(tensor.name).substr(names.prefix.size());
+  if (source.format == "state-dict" || source.format == "lightning")
+    return !inside.starts_with("encoder.") && !inside.starts_with("feature_extractor.");
+  return std::any_of(std::begin(kIgnorable), std::end(kIgnorable),
+                     [&](std::string_view part) { return inside.starts_with(part); });
+}
+
+void add_tensors(StoredModel& model, const TorchFile& file, const Source& source,
+                 const Names& names, std::vector<TensorInfo> tensors) {
+  const Family* family = family_named(model.config.arch);
+  if (!family)
+    fail(Kind::input, "{}: a {} model, which is not read from PyTorch's files",
+         printable(file.path()), model.config.arch);
+  std::map<std::string, size_t> kept;
+  std::vector<TensorInfo> used;
+  for (TensorInfo& tensor : tensors) {
+    const std::string name = our_name(tensor, source, names, *family);
+    if (name.empty() && !may_be_dropped(tensor, source, names))
+      fail(Kind::input, "{}: tensor {} {} is not one of a {} model", printable(file.path()),
+           printable(tensor.name), tensor.shape, model.config.arch);
+    if (name.empty()) {
+      model.remarks.push_back(fmt::format("{} {}: not part of the encoder, not kept",
+                                          printable(tensor.name), tensor.shape));
+      continue;
+    }
+    if (!kept.emplace(name, used.size()).second)
+      fail(Kind::input, "{}: tensor {} is there twice, in two spellings", printable(file.path()),
+           name);
+    used.push_back(std::move(tensor));
+  }
+  const auto stored = std::make_shared<TensorFile>(file.file(std::move(used)));
+  for (const auto& [name, i] : kept) {
+    const TensorInfo& info = stored->tensors()[i];
+    model.tensors[name] = {stored, info, our_shape(name, info.shape), info.dtype};
+  }
+}
+
+// ---- configuration
+
+const Shape* shape_of(const StoredModel& model, const std::string& name) {
+  const auto it = model.tensors.find(name);
+  return it == model.tensors.end() ? nullptr : &it->second.shape;
+}
+
+int64_t dim_of(const StoredModel& model, const std::string& name, int d, int rank) {
+  const Shape* shape = shape_of(model, name);
+  if (!shape || shape->rank() != rank)
+    fail(Kind::input, "{}: tensor {} is {} (expected {} dimensions)", printable(model.path), name,
+         shape ? text(*shape) : "missing", rank);
+  return (*shape)[d];
+}
+
+void infer_convolutions(const StoredModel& model, Config& c) {
+  const std::vector<int64_t> kStrides = {5, 2, 2, 2, 2, 2, 2};
+  c.conv_dims.clear(), c.conv_kernels.clear();
+  for (size_t i = 0; shape_of(model, fmt::format("conv.{}.weight", i)) && i < kStrides.size();
+       ++i) {
+    c.conv_dims.push_back(dim_of(model, fmt::format("conv.{}.weight", i), 0, 3));
+    c.conv_kernels.push_back(dim_of(model, fmt::format("conv.{}.weight", i), 2, 3));
+  }
+  if (c.conv_dims.size() != kStrides.size())
+    fail(Kind::input, "{}: {} convolutions, whose strides the file does not tell (expected {})",
+         printable(model.path), c.conv_dims.size(), kStrides.size());
+  c.conv_strides = kStrides;
+  c.conv_bias = shape_of(model, "conv.0.bias") != nullptr;
+  c.conv_norm = shape_of(model, "conv.1.norm.weight") ? "layer" : "group";
+}
+
+// As in every released model: heads 64 wide up to a width of 1024, sixteen above; norms before
+// attention, and normalised waveforms, where every convolution has a layer norm.
+void infer_config(StoredModel& model) {
+  Config& c = model.config;
+  infer_convolutions(model, c);
+  c.width = dim_of(model, "feat_proj.weight", 0, 2);
+  c.ffn = dim_of(model, "enc.0.ffn.up.weight", 0, 2);
+  c.layers = 0;
+  while (shape_of(model, fmt::format("enc.{}.ffn.up.weight", c.layers))) ++c.layers;
+  const std::string kernel =
+      shape_of(model, "pos_conv.0.weight") ? "pos_conv.0.weight" : "pos_conv.0.weight_v";
+  c.pos_kernel = dim_of(model, kernel, 2, 3);
+  c.pos_groups = c.width / std::max<int64_t>(1, dim_of(model, kernel, 1, 3));
+  c.heads = c.width <= 1024 ? c.width / 64 : 16;
+  if (c.width % 64 != 0)
+    fail(Kind::input, "{}: width {}, and nothing that tells its heads (expected a multiple of 64)",
+         printable(model.path), c.width);
+  c.pre_norm = c.normalize = c.conv_norm == "layer";
+  check_config(c, model.path);
+  model.remarks.push_back(fmt::format(
+      "the file has no configuration; its shapes give {} heads, {} norms, waveforms {}", c.heads,
+      c.pre_norm ? "early" : "late", c.normalize ? "normalised" : "as they are"));
+}
+
+// What a file that we wrote says beyond fairseq's own keys.
+void read_our_keys(StoredModel& model, PickleValue root) {
+  const auto ours = root.find(kOurKeys);
+  if (!ours || !ours->is(PickleType::dict)) return;
+  Metadata metadata = metadata_from_config(model.config);
+  std::vector<std::string> made;
+  for (size_t i = 0; i + 1 < ours->size(); i += 2) {
+    const std::string key((*ours)[i].text());
+    const MetadataValue value = value_from_json((*ours)[i + 1].text(), model.path, key);
+    if (key == kMadeKey) {
+      const auto* names = std::get_if<std::vector<std::string>>(&value);
+      if (names) made = *names;
+    } else if (key != "general.architecture") {
+      metadata.set(key, value);
+    }
+  }
+  model.config = config_from_metadata(metadata, model.path);
+  for (const std::string& name : made) {
+    if (!model.tensors.erase(name)) continue;
+    model.remarks.push_back(fmt::format("{}: made for s3prl when it was written, not kept", name));
+  }
+}
+
+void read_provenance(StoredModel& model, const std::string& format) {
+  Metadata& provenance = model.config.provenance;
+  const std::string name = std::filesystem::path(model.path).stem().string();
+  if (!provenance.has("general.name")) provenance.set("general.name", name);
+  if (provenance.has("sft.source.format")) return;
+  provenance.set("sft.source.format", format);
+  provenance.set("sft.source.name", name);
+}
+
+void add_ctc_head(StoredModel& model, const std::vector<std::string>& units) {
+  if (!model.tensors.contains("task.out.weight")) return;
+  model.config.task = {.kind = "ctc", .head = "linear", .units = units};
+}
+
+// Entries beside the state dict, of which nothing is read.
+void remark_on_others(StoredModel& model, PickleValue root, const Source& source) {
+  constexpr std::string_view kRead[] = {"cfg",      "args",   "model_cfg",
+                                        "task_cfg", kOurKeys, "dictionaries_symbols"};
+  std::vector<std::string_view> others;
+  for (size_t i = 0; i + 1 < root.size(); i += 2)
+    if (!(root[i + 1] == source.weights) && !root[i + 1].is(PickleType::none) &&
+        std::find(std::begin(kRead), std::end(kRead), root[i].text()) == std::end(kRead))
+      others.push_back(root[i].text());
+  if (!others.empty() && source.format != "state-dict")
+    model.remarks.push_back("not kept: " + listed(others));
+}
+
+}  // namespace
+
+bool is_torch_file(const std::string& path) {
+  const InputFile file(path);
+  std::array<char, 4> start{};
+  const size_t known = std::min<uint64_t>(file.size(), start.size());
+  file.read_at(0, std::as_writable_bytes(std::span(start).first(known)));
+  return starts_as_torch({start.data(), known});
+}
+
+StoredModel open_torch_model(const std::string& path) {
+  const TorchFile file(path);
+  const Source source = source_of(file);
+  Named named = tensors_of(file, source.weights);
+  const Names names = spelling_of(path, named.tensors);
+  StoredModel model{.path = path, .format = source.format};
+  model.remarks = std::move(named.remarks);
+  model.in_file = static_cast<int64_t>(named.tensors.size());
+  const std::string arch = arch_of(source, names, named.tensors, file.root());
+  if (source.settings.model.empty())
+    model.config.arch = arch;
+  else
+    model.config = config_of(source.settings, arch);
+  add_tensors(model, file, source, names, std::move(named.tensors));
+  if (source.settings.model.empty()) infer_config(model);
+  if (const Shape* proj = shape_of(model, "pretrain.proj.weight"); proj && proj->rank() == 2)
+    model.config.pretrain.dim = (*proj)[0];
+  add_ctc_head(model, source.units);
+  read_our_keys(model, file.root());
+  read_provenance(model, source.format);
+  remark_on_others(model, file.root(), source);
+  return model;
+}
+
+// ---- writing
+
+namespace {
+
+// Empty: fairseq has no place for it.
+std::string their_name(std::string_view ours, const Config& config) {
+  const bool layer_mode = config.conv_norm == "layer";
+  std::string theirs = layer_mode ? translate(kLayerModeNorm, ours, true) : "";
+  if (theirs.empty()) theirs = translate(kBackbone, ours, true);
+  const Family* family = family_named(config.arch);
+  if (theirs.empty() && family) theirs = translate(family->heads, ours, true);
+  return theirs;
+}
+
+constexpr int64_t kSpecialSymbols = 4, kReleasedClasses = 504;
+
+// The pre-training tensors that s3prl's strict loading asks for, under our names.
+std::vector<TensorSpec> heads_of_s3prl(const Config& c) {
+  const int64_t dim = c.pretrain.dim, codes = c.pretrain.vq_groups * c.pretrain.vq_vars;
+  std::vector<TensorSpec> heads = {{"pretrain.proj.weight", {dim, c.width}},
+                                   {"pretrain.proj.bias", {dim}}};
+  if (c.arch == "hubert") {
+    heads.push_back({"pretrain.label_emb", {kReleasedClasses, dim}});
+  } else {
+    heads.push_back({"pretrain.vq.codebook", {codes, dim / c.pretrain.vq_groups}});
+    heads.push_back({"pretrain.vq.proj.weight", {codes, c.conv_dims.back()}});
+    heads.push_back({"pretrain.vq.proj.bias", {codes}});
+    heads.push_back({"pretrain.vq_out.weight", {dim, dim}});
+    heads.push_back({"pretrain.vq_out.bias", {dim}});
+  }
+  return heads;
+}
+
+const TensorSpec* find(const std::vector<TensorSpec>& specs, std::string_view name) {
+  for (const TensorSpec& spec : specs)
+    if (spec.name == name) return &spec;
+  return nullptr;
+}
+
+TorchTree our_keys(const Config& config, const std::vector<std::string>& made) {
+  Metadata metadata = metadata_from_config(config);
+  if (!made.empty()) metadata.set(std::string(kMadeKey), made);
+  std::vector<std::pair<std::string, TorchTree>> items;
+  for (const auto& [key, value] : metadata.entries())
+    items.emplace_back(key, TorchTree::text(value_to_json(value)));
+  return TorchTree::dict(std::move(items));
+}
+
+// s3prl counts the symbols of each label set: the rows of label_embs_concat.
+TorchTree symbols(int64_t classes) {
+  std::vector<TorchTree> list;
+  for (const char* special : {"<s>", "<pad>", "</s>", "<unk>"})
+    list.push_back(TorchTree::text(special));
+  for (int64_t i = kSpecialSymbols; i < classes; ++i)
+    list.push_back(TorchTree::text(fmt::format("{}", i - kSpecialSymbols)));
+  return TorchTree::list({TorchTree::list(std::move(list))});
+}
+
+TorchTree s3prl_tree(const Config& config, TorchTree ours, int64_t classes) {
+  std::vector<std::pair<std::string, TorchTree>> items = {{"task_cfg", task_settings(config)},
+                                                          {"model_cfg", model_settings(config)},
+                                                          {"model_weight", TorchTree::tensors()}};
+  if (classes > 0) items.emplace_back("dictionaries_symbols", symbols(classes));
+  items.emplace_back(kOurKeys, std::move(ours));
+  return TorchTree::dict(std::move(items));
+}
+
+// unilm keeps one flat cfg beside the model.
+bool is_unilm(std::string_view arch) { return arch == "wavlm" || arch == "unispeechsat"; }
+
+// With what fairseq's loading of checkpoints looks for beside model and cfg.
+TorchTree fairseq_tree(const Config& config, TorchTree ours) {
+  using Tree = TorchTree;
+  if (is_unilm(config.arch))
+    return Tree::dict({{"cfg", model_settings(config)},
+                       {"model", Tree::tensors()},
+                       {std::string(kOurKeys), std::move(ours)}});
+  const char* criterion = config.arch == "hubert" ? "HubertCriterion" : "Wav2vecCriterion";
+  const Tree history = Tree::dict({{"criterion_name", Tree::text(criterion)},
+                                   {"optimizer_name", Tree::text("FairseqAdam")},
+                                   {"lr_scheduler_state", Tree::dict({})},
+                                   {"num_updates", Tree::integer(0)}});
+  const Tree iterator =
+      Tree::dict({{"epoch", Tree::integer(1)}, {"iterations_in_epoch", Tree::integer(0)}});
+  return Tree::dict(
+      {{"args", Tree::none()},
+       {"cfg", Tree::dict({{"model", model_settings(config)}, {"task", task_settings(config)}})},
+       {"model", Tree::tensors()},
+       {"criterion", Tree::none()},
+       {"optimizer_history", Tree::list({history})},
+       {"task_state", Tree::dict({})},
+       {"extra_state", Tree::dict({{"train_iterator", iterator}})},
+       {"last_optimizer_state", Tree::none()},
+       {std::string(kOurKeys), std::move(ours)}});
+}
+
+}  // namespace
+
+TorchCheckpoint create_torch_model(const std::string& path, std::string_view format,
+                                   const Config& config, const std::vector<TensorSpec>& tensors,
+                                   Existing existing) {
+  if (!family_named(config.arch) || (format == "s3prl" && is_unilm(config.arch)))
+    fail(Kind::usage, Hint{"s3prl reads WavLM and UniSpeech-SAT as --to fairseq writes them"},
+         "{}: a {} model is not written as {}", printable(path), config.arch, format);
+  Config kept = config;
+  kept.task = {};
+  std::vector<TensorSpec> theirs, ours;
+  std::vector<std::string> remarks, made_ours, made_theirs;
+  for (const TensorSpec& tensor : tensors) {
+    const std::string name = their_name(tensor.name, config);
+    if (name.empty()) {
+      remarks.push_back(
+          fmt::format("{} {}: {} has no place for it, dropped", tensor.name, tensor.shape, format));
+      continue;
+    }
+    theirs.push_back({name, their_shape(tensor.name, tensor.shape), tensor.dtype});
+    ours.push_back(tensor);
+  }
+  TensorMap made;
+  if (format == "s3prl") {
+    std::vector<TensorSpec> missing = heads_of_s3prl(config);
+    std::erase_if(missing, [&](const TensorSpec& head) { return find(ours, head.name); });
+    TensorMap values;
+    initialise_missing(values, missing, 0);
+    for (const TensorSpec& head : missing) {
+      const std::string name = their_name(head.name, config);
+      theirs.push_back({name, their_shape(head.name, head.shape), Dtype::f32});
+      made.tensors[name] = values.find(head.name);
+      made_ours.push_back(head.name), made_theirs.push_back(name);
+      remarks.push_back(fmt::format("{} {}: made at random, since s3prl refuses a model without it",
+                                    name, head.shape));
+    }
+    made.keep = values.keep;
+  }
+  const TensorSpec* labels = find(ours, "pretrain.label_emb");
+  const int64_t classes = config.arch != "hubert" ? 0
+                          : labels                ? labels->shape[0]
+                                                  : kReleasedClasses;
+  TorchTree keys = our_keys(kept, made_ours);
+  const TorchTree root = format == "s3prl" ? s3prl_tree(kept, std::move(keys), classes)
+                                           : fairseq_tree(kept, std::move(keys));
+  return {create_torch(path, root, std::move(theirs), existing), std::move(ours),
+          std::move(remarks), std::move(made), std::move(made_theirs)};
+}
+
+}  // namespace sft
