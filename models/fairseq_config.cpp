@@ -325,12 +325,14 @@ TorchTree model_settings(const Config& c) {
       {"logit_temp", Tree::real(c.pretrain.temp)},
       {"untie_final_proj", Tree::boolean(false)},
       {"quantize_targets", Tree::boolean(c.arch == "wav2vec2")},
-      {"latent_vars", Tree::integer(c.pretrain.vq_vars)},
-      {"latent_groups", Tree::integer(c.pretrain.vq_groups)},
       {"label_rate", Tree::real(16000.0 / static_cast<double>(c.hop()))},
       {"normalize", Tree::boolean(c.normalize)},
       {"relative_position_embedding", Tree::boolean(c.relative_bias())},
   };
+  if (c.arch == "wav2vec2") {
+    items.emplace_back("latent_vars", Tree::integer(c.pretrain.vq_vars));
+    items.emplace_back("latent_groups", Tree::integer(c.pretrain.vq_groups));
+  }
   if (c.relative_bias()) {
     items.emplace_back("gru_rel_pos", Tree::boolean(true));
     items.emplace_back("num_buckets", Tree::integer(c.rel_buckets));
