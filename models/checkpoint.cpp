@@ -179,11 +179,13 @@ std::vector<float> tap_norms(const StoredTensor& fused) {
 
 // What other programs leave out, or keep in another form.
 void complete(StoredModel& model) {
-  if (model.config.mask_emb && !model.tensors.contains("mask_emb")) {  // absent where both mask probabilities were 0
+  if (model.config.mask_emb &&
+      !model.tensors.contains("mask_emb")) {  // absent where both mask probabilities were 0
     model.tensors["mask_emb"] = {nullptr, {}, {model.config.width}, Dtype::f32};
     model.remarks.push_back(
         "mask_emb: not in the file, made as zeros (only pre-training reads it)");
   }
+  if (model.config.stacked_positions()) return;  // without weight norm
   const auto fused = model.tensors.find("pos_conv.0.weight");
   if (fused == model.tensors.end() || model.tensors.contains("pos_conv.0.weight_v")) return;
   const StoredTensor kernel = fused->second;
