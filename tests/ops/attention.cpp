@@ -117,7 +117,7 @@ const OpSpec plain{
     // y is rounded once, each probability before its product once. A row that looks at few keys has
     // the error of one probability times |value| < 4, and rms(y) is that of rows that average many
     // (0.15 of a value's deviation here). Gradients: the slopes of the scores too, and delta knows
-    // y as rounded, with errors that all keys of a row share. Of 30 seeds the worst were 3.4 and 5.
+    // y as rounded, with errors that all keys of a row share. The worst seen: 3.4 and 5.
     .roundings = 5,
     .gradient_roundings = 7,
 };
