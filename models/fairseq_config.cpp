@@ -1,5 +1,6 @@
 #include "models/fairseq_config.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 
@@ -210,10 +211,20 @@ void refuse_variants(const Fields& model, std::string_view path) {
   if (layers != "transformer")
     fail(Kind::input, "{}: layer_type is {} (expected transformer)", printable(path),
          printable(layers));
-  int64_t depth = 1;
-  model.get("pos_conv_depth", depth);
-  if (depth != 1)
-    fail(Kind::input, "{}: pos_conv_depth is {} (expected 1)", printable(path), depth);
+}
+
+// One weight-normed convolution, or several plain ones that share the taps.
+void read_positions(const Fields& f, std::string_view path, Config& c) {
+  int64_t taps = 128, depth = 1;
+  f.get("conv_pos", taps);
+  f.get("pos_conv_depth", depth);
+  f.get("conv_pos_groups", c.pos_groups);
+  const bool stacked = c.stacked_positions();
+  if (stacked ? depth < 2 || depth > 16 : depth != 1)
+    fail(Kind::input, "{}: pos_conv_depth is {} (expected {})", printable(path), depth,
+         stacked ? "2 to 16" : "1");
+  c.pos_kernel = stacked ? std::max<int64_t>(3, taps / depth) : taps;
+  c.pos_depth = depth;
 }
 
 void read_architecture(const Fields& f, std::string_view path, Config& c) {
@@ -223,8 +234,6 @@ void read_architecture(const Fields& f, std::string_view path, Config& c) {
   f.get("encoder_attention_heads", c.heads);
   f.get("layer_norm_first", c.pre_norm);
   f.get("conv_bias", c.conv_bias);
-  f.get("conv_pos", c.pos_kernel);
-  f.get("conv_pos_groups", c.pos_groups);
   f.get("num_buckets", c.rel_buckets);
   f.get("max_distance", c.rel_max_distance);
   std::string mode = "default", convolutions;
@@ -233,12 +242,58 @@ void read_architecture(const Fields& f, std::string_view path, Config& c) {
     fail(Kind::input, "{}: extractor_mode is {} (expected default or layer_norm)", printable(path),
          printable(mode));
   c.conv_norm = mode == "default" ? "group" : "layer";
-  f.get("conv_feature_layers", convolutions);
+  f.get(c.arch == "distilhubert" ? "extractor_conv_feature_layers" : "conv_feature_layers",
+        convolutions);
   if (convolutions.empty()) return;
   ConvLayers layers = parse_conv_layers(convolutions, path);
   c.conv_dims = std::move(layers.dims);
   c.conv_kernels = std::move(layers.kernels);
   c.conv_strides = std::move(layers.strides);
+}
+
+// Of a text that decides what is computed: one of those that are computed here.
+void expect(const Fields& f, std::string_view path, std::string_view key,
+            std::initializer_list<std::string_view> known) {
+  std::string value(*known.begin());
+  f.get(key, value);
+  if (std::find(known.begin(), known.end(), value) == known.end())
+    fail(Kind::input, "{}: {} is {} (expected {})", printable(path), key, printable(value),
+         fmt::join(known, " or "));
+}
+
+// Predictions come from heads of their own ("expand-last"), or there are none.
+void read_distill(const Fields& f, std::string_view path, Config& c) {
+  expect(f, path, "attention_type", {"original"});
+  expect(f, path, "task_emb_type", {"expand-last", "self-hidden", "none"});
+  expect(f, path, "out_layer_type", {"expand-last", "self-hidden", "none"});
+  std::string heads = "expand-last";
+  f.get("out_layer_type", heads);
+  c.pretrain.distill.clear();
+  if (heads != "expand-last") return;
+  int64_t count = 12;
+  f.get("n_tasks", count);
+  const auto list = f.find("pred_layer_id");
+  if (count < 1 || count > 64 || (list && static_cast<int64_t>(list->size()) != count))
+    fail(Kind::input, "{}: n_tasks is {} (expected 1 to 64, as many as pred_layer_id has)",
+         printable(path), count);
+  for (int64_t i = 0; i < count; ++i) {
+    const auto layer = list ? (*list)[static_cast<size_t>(i)].integer() : i + 1;
+    if (!layer || *layer < 0 || *layer > 64)
+      fail(Kind::input, "{}: pred_layer_id has an element that is no layer (expected 0 to 64)",
+           printable(path));
+    c.pretrain.distill.push_back(*layer);
+  }
+}
+
+// Defaults are those of DistillerConfig of s3prl, which has no other rates.
+void read_distiller_training(const Fields& f, Config& c) {
+  auto& t = c.train;
+  t.feature_grad_mult = 1;
+  f.get("dropout", t.dropout);
+  f.get("attention_dropout", t.attention_dropout);
+  f.get("activation_dropout", t.activation_dropout);
+  f.get("encoder_layerdrop", t.layerdrop);
+  f.get("feature_grad_mult", t.feature_grad_mult);
 }
 
 // Defaults are those of HubertConfig and Wav2Vec2Config of fairseq.
@@ -274,20 +329,32 @@ std::string family_of(const FairseqSettings& settings) {
   for (const char* key : {"_name", "arch"}) {
     std::string name;
     if (const auto value = f.find(key)) name = value->text();
-    for (const char* family : {"hubert", "wavlm", "data2vec"})
+    for (const char* family : {"hubert", "wavlm"})
       if (name.find(family) != std::string::npos) return family;
+    if (name.find("data2vec") != std::string::npos) return "data2vecaudio";
     if (name.starts_with("wav2vec")) return "wav2vec2";
   }
   return "";
 }
 
+Config default_config(std::string_view family, std::string_view where) {
+  Metadata metadata;
+  metadata.set("general.architecture", std::string(family));
+  return config_from_metadata(metadata, where);
+}
+
 Config config_of(const FairseqSettings& settings, std::string_view family) {
   const Fields model(settings.path, settings.model), task(settings.path, settings.task);
   refuse_variants(model, settings.path);
-  Config c;
-  c.arch = family;
+  Config c = default_config(family, settings.path);
   read_architecture(model, settings.path, c);
-  read_training(model, c);
+  read_positions(model, settings.path, c);
+  if (c.arch == "distilhubert") {
+    read_distill(model, settings.path, c);
+    read_distiller_training(model, c);
+  } else {
+    read_training(model, c);
+  }
   task.get("normalize", c.normalize);
   if (!task.find("normalize")) model.get("normalize", c.normalize);
   check_config(c, settings.path);
@@ -300,7 +367,7 @@ TorchTree model_settings(const Config& c) {
   using Tree = TorchTree;
   const auto& t = c.train;
   std::vector<std::pair<std::string, Tree>> items = {
-      {"_name", Tree::text(c.arch)},
+      {"_name", Tree::text(c.stacked_positions() ? "data2vec_audio" : c.arch)},
       {"extractor_mode", Tree::text(c.conv_norm == "group" ? "default" : "layer_norm")},
       {"encoder_layers", Tree::integer(c.layers)},
       {"encoder_embed_dim", Tree::integer(c.width)},
@@ -310,7 +377,7 @@ TorchTree model_settings(const Config& c) {
       {"layer_norm_first", Tree::boolean(c.pre_norm)},
       {"conv_feature_layers", Tree::text(conv_layers_text(c))},
       {"conv_bias", Tree::boolean(c.conv_bias)},
-      {"conv_pos", Tree::integer(c.pos_kernel)},
+      {"conv_pos", Tree::integer(c.pos_kernel * c.pos_depth)},
       {"conv_pos_groups", Tree::integer(c.pos_groups)},
       {"dropout", Tree::real(t.dropout)},
       {"attention_dropout", Tree::real(t.attention_dropout)},
@@ -333,6 +400,7 @@ TorchTree model_settings(const Config& c) {
     items.emplace_back("latent_vars", Tree::integer(c.pretrain.vq_vars));
     items.emplace_back("latent_groups", Tree::integer(c.pretrain.vq_groups));
   }
+  if (c.stacked_positions()) items.emplace_back("pos_conv_depth", Tree::integer(c.pos_depth));
   if (c.relative_bias()) {
     items.emplace_back("gru_rel_pos", Tree::boolean(true));
     items.emplace_back("num_buckets", Tree::integer(c.rel_buckets));
@@ -348,6 +416,41 @@ TorchTree task_settings(const Config& c) {
                      {"normalize", Tree::boolean(c.normalize)},
                      {"sample_rate", Tree::integer(16000)},
                      {"label_rate", Tree::real(16000.0 / static_cast<double>(c.hop()))}});
+}
+
+// Without heads s3prl's own code runs only if its predictions are its states ("self-hidden").
+TorchTree distiller_settings(const Config& c) {
+  using Tree = TorchTree;
+  const auto& t = c.train;
+  std::vector<int64_t> layers = c.pretrain.distill;
+  const char* heads = layers.empty() ? "self-hidden" : "expand-last";
+  for (int64_t i = 0; c.pretrain.distill.empty() && i <= c.layers; ++i) layers.push_back(i);
+  std::vector<Tree> predicted;
+  for (int64_t layer : layers) predicted.push_back(Tree::integer(layer));
+  return Tree::dict({
+      {"extractor_mode", Tree::text(c.conv_norm == "group" ? "default" : "layer_norm")},
+      {"extractor_conv_feature_layers", Tree::text(conv_layers_text(c))},
+      {"feature_grad_mult", Tree::real(t.feature_grad_mult)},
+      {"conv_pos", Tree::integer(c.pos_kernel)},
+      {"conv_pos_groups", Tree::integer(c.pos_groups)},
+      {"encoder_layers", Tree::integer(c.layers)},
+      {"encoder_embed_dim", Tree::integer(c.width)},
+      {"encoder_ffn_embed_dim", Tree::integer(c.ffn)},
+      {"encoder_attention_heads", Tree::integer(c.heads)},
+      {"activation_fn", Tree::text("gelu")},
+      {"layer_norm_first", Tree::boolean(c.pre_norm)},
+      {"attention_type", Tree::text("original")},
+      {"dropout", Tree::real(t.dropout)},
+      {"attention_dropout", Tree::real(t.attention_dropout)},
+      {"activation_dropout", Tree::real(t.activation_dropout)},
+      {"encoder_layerdrop", Tree::real(t.layerdrop)},
+      {"final_dim", Tree::integer(c.width)},
+      {"out_layer_type", Tree::text(heads)},
+      {"out_layer_inter_dim", Tree::integer(-1)},
+      {"n_tasks", Tree::integer(static_cast<int64_t>(predicted.size()))},
+      {"task_emb_type", Tree::text(heads)},
+      {"pred_layer_id", Tree::list(std::move(predicted))},
+  });
 }
 
 }  // namespace sft

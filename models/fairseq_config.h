@@ -26,11 +26,14 @@ struct FairseqSettings {
   std::vector<PickleValue> task;
 };
 
-// "hubert", "wav2vec2", "wavlm", by _name or arch; empty: they do not say.
+// "hubert", "wav2vec2", "wavlm", "data2vecaudio", by _name or arch; empty: they do not say.
 std::string family_of(const FairseqSettings& settings);
 
-// Absent keys take fairseq's defaults. Kind::input for values of another type and for what is not
-// computed here.
+// What a model of that family is where its file does not say.
+Config default_config(std::string_view family, std::string_view where);
+
+// Absent keys take fairseq's defaults, those of DistilHuBERT s3prl's. Kind::input for values of
+// another type and for what is not computed here.
 Config config_of(const FairseqSettings& settings, std::string_view family);
 
 // (dim, kernel, stride) of each convolution, out of the expression that fairseq evaluates:
@@ -45,5 +48,6 @@ std::string conv_layers_text(const Config& config);
 // The dicts that fairseq's and s3prl's own code builds the model from.
 TorchTree model_settings(const Config& config);
 TorchTree task_settings(const Config& config);
+TorchTree distiller_settings(const Config& config);
 
 }  // namespace sft

@@ -67,7 +67,9 @@ std::string backbone_prefix(std::string_view path, std::span<const std::string_v
 Shape our_shape(std::string_view name, const Shape& shape) {
   if (name.ends_with("rel_gate.scale"))
     return shape == Shape{1, shape.count(), 1, 1} ? Shape{shape.count()} : shape;
-  const size_t drop = name.ends_with("weight_g") ? 2 : name == "pretrain.vq.codebook" ? 1 : 0;
+  const size_t drop = name.ends_with("weight_g") || name == "pretrain.distill.1.bias" ? 2
+                      : name == "pretrain.vq.codebook"                                ? 1
+                                                                                      : 0;
   const auto dims = shape.dims();
   if (dims.size() <= drop) return shape;
   for (size_t i = 0; i < drop; ++i)
@@ -79,6 +81,7 @@ Shape their_shape(std::string_view name, const Shape& shape) {
   if (name.ends_with("weight_g")) return {1, 1, shape[0]};
   if (name.ends_with("rel_gate.scale")) return {1, shape[0], 1, 1};
   if (name == "pretrain.vq.codebook") return {1, shape[0], shape[1]};
+  if (name == "pretrain.distill.1.bias") return {1, 1, shape[0], shape[1]};
   return shape;
 }
 

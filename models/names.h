@@ -23,7 +23,7 @@ std::string translate(std::span<const Spelling> table, std::string_view name, bo
 std::string fill(std::string_view pattern, std::string_view number, std::string_view suffix);
 
 // Dimensions of 1 that our names do not have: [1, 1, K] -> [K], [1, GV, d] -> [GV, d],
-// [1, H, 1, 1] -> [H].
+// [1, H, 1, 1] -> [H], [1, 1, n, C] -> [n, C].
 Shape our_shape(std::string_view name, const Shape& shape);
 Shape their_shape(std::string_view name, const Shape& shape);
 

@@ -55,22 +55,46 @@ constexpr std::array kWav2vec2Heads = {Spelling{"pretrain.proj.*", "final_proj.*
                                        Spelling{"pretrain.vq.codebook", "quantizer.vars"},
                                        Spelling{"pretrain.vq.proj.*", "quantizer.weight_proj.*"},
                                        Spelling{"pretrain.vq_out.*", "project_q.*"}};
+// Behind each plain convolution its norm has no parameters.
+constexpr std::array kData2vecNames = {Spelling{"pos_conv.#.*", "encoder.pos_conv.#.0.*"},
+                                       Spelling{"pretrain.proj.*", "final_proj.*"},
+                                       Spelling{"pretrain.proj.*", "final_proj.0.*", false}};
+constexpr std::array kDistilhubertHeads = {Spelling{"pretrain.distill.0.*", "output_layer.0.*"},
+                                           Spelling{"pretrain.distill.1.*", "output_layer.2.*"}};
 constexpr std::array kCtcHead = {Spelling{"task.out.*", "w2v_encoder.proj.*"}};
+
+// The files that a family's own program makes.
+enum class Form {
+  fairseq,    // and, converted, s3prl's
+  unilm,      // one flat cfg beside the model
+  distiller,  // of s3prl's own pre-training
+  bare,       // the model alone
+};
 
 struct Family {
   std::string_view arch;
-  std::span<const Spelling> heads;
-  std::string_view sign;  // a tensor that only this family has
+  std::span<const Spelling> names;  // before those of the backbone
+  std::string_view sign;            // a tensor that only this family has
+  Form form;
+  std::vector<std::string_view> ignorable;  // parts of pre-training that nothing here computes
 };
 const Family kFamilies[] = {
-    {"hubert", kHubertHeads, "label_embs_concat"},
-    {"wav2vec2", kWav2vec2Heads, "quantizer.vars"},
-    {"unispeechsat", {}, ""},
-    {"wavlm", {}, ""},
+    {"hubert", kHubertHeads, "label_embs_concat", Form::fairseq, {"target_glu."}},
+    {"wav2vec2",
+     kWav2vec2Heads,
+     "quantizer.vars",
+     Form::fairseq,
+     {"target_glu.", "input_quantizer.", "project_inp."}},
+    {"unispeechsat", {}, "", Form::unilm, {"final_proj.", "label_embs_concat"}},
+    {"wavlm", {}, "", Form::unilm, {"final_proj.", "label_embs_concat"}},
+    {"data2vecaudio", kData2vecNames, "encoder.pos_conv.1.0.weight", Form::fairseq, {}},
+    {"distilhubert",
+     kDistilhubertHeads,
+     "output_layer.0.weight",
+     Form::distiller,
+     {"task_embedding."}},
+    {"decoar2", {}, "", Form::bare, {}},
 };
-
-// Parts of pre-training that nothing here computes.
-constexpr std::string_view kIgnorable[] = {"target_glu.", "input_quantizer.", "project_inp."};
 
 const Family* family_named(std::string_view arch) {
   for (const Family& family : kFamilies)
@@ -87,10 +111,12 @@ struct Layout {
 };
 const Layout kLayouts[] = {
     {"s3prl", {"model_weight", "model_cfg", "task_cfg"}, "model_weight"},
+    {"s3prl", {"Distiller", "Config"}, "Distiller"},
     {"s3prl-downstream", {"Upstream", "Args"}, "Upstream"},
     {"fairseq", {"model", "cfg"}, "model"},
     {"fairseq", {"model", "args"}, "model"},
     {"lightning", {"state_dict"}, "state_dict"},
+    {"state-dict", {"model"}, "model"},
 };
 
 std::vector<std::string_view> keys_of(PickleValue dict) {
@@ -110,6 +136,7 @@ std::string listed(const std::vector<std::string_view>& keys) {
 
 struct Source {
   std::string format;
+  std::string arch;  // where the layout tells it
   PickleValue weights;
   FairseqSettings settings;        // model empty: the file has none
   std::vector<std::string> units;  // of a CTC head
@@ -173,6 +200,11 @@ Source source_of(const TorchFile& file) {
       source.format = "unilm";  // WavLM and UniSpeech-SAT: flat
     add_fields(source.settings.model, root.find("model_cfg"));
     add_fields(source.settings.task, root.find("task_cfg"));
+    if (layout.weights == "Distiller") {
+      source.arch = "distilhubert";
+      if (const auto config = fields_of(root.find("Config")))
+        add_fields(source.settings.model, config->find("distiller"));
+    }
     return source;
   }
   for (size_t i = 0; root.is(PickleType::dict) && i + 1 < root.size(); i += 2)
@@ -217,23 +249,41 @@ Names spelling_of(const std::string& path, const std::vector<TensorInfo>& tensor
           huggingface};
 }
 
+// The model that s3prl's downstream program was started with.
+std::string arch_of_upstream(PickleValue root) {
+  constexpr std::pair<std::string_view, const char*> kUpstreams[] = {
+      {"wav2vec2", "wav2vec2"},
+      {"hubert", "hubert"},
+      {"wavlm", "wavlm"},
+      {"unispeech_sat", "unispeechsat"},
+      {"data2vec", "data2vecaudio"}};
+  const auto args = fields_of(root.find("Args"));
+  const auto upstream = args ? args->find("upstream") : std::nullopt;
+  for (const auto& [name, arch] : kUpstreams)
+    if (upstream && upstream->text().starts_with(name)) return arch;
+  return "";
+}
+
 // By what the file says of itself, else by a tensor that only one family has.
 std::string arch_of(const Source& source, const Names& names,
                     const std::vector<TensorInfo>& tensors, PickleValue root) {
-  std::string arch = family_of(source.settings);
+  std::string arch = source.arch.empty() ? family_of(source.settings) : source.arch;
   if (!arch.empty()) return arch;
-  for (const TensorInfo& tensor : tensors)
-    if (tensor.name.ends_with("relative_attention_bias.weight")) return "wavlm";
+  const auto has = [&](std::string_view name) {
+    return std::any_of(tensors.begin(), tensors.end(), [&](const TensorInfo& tensor) {
+      return tensor.name == names.prefix + std::string(name);
+    });
+  };
+  if (has("encoder.layers.0.self_attn.relative_attention_bias.weight") ||
+      has("encoder.layers.0.attention.rel_attn_embed.weight"))
+    return "wavlm";
+  if (has("encoder.pos_conv_embed.layers.1.conv.weight")) return "data2vecaudio";
   if (source.format == "unilm") return "unispeechsat";
   for (const Family& family : kFamilies)
-    for (const TensorInfo& tensor : tensors)
-      if (!family.sign.empty() && tensor.name == names.prefix + std::string(family.sign))
-        return std::string(family.arch);
-  if (const auto args = fields_of(root.find("Args")))
-    if (const auto upstream = args->find("upstream"))
-      for (const char* known : {"wav2vec2", "hubert", "wavlm", "data2vec"})
-        if (upstream->text().starts_with(known)) return known;
-  return "hubert";  // without its heads wav2vec 2.0 is the same encoder
+    if (!family.sign.empty() && has(family.sign)) return std::string(family.arch);
+  if (!names.huggingface && !has("feature_extractor.conv_layers.0.0.weight")) return "decoar2";
+  arch = arch_of_upstream(root);
+  return arch.empty() ? "hubert" : arch;  // without its heads wav2vec 2.0 is the same encoder
 }
 
 // Our name; empty: a part that is not kept. Inside the encoder every name must be known.
@@ -245,17 +295,17 @@ std::string our_name(const TensorInfo& tensor, const Source& source, const Names
   if (!full.starts_with(names.prefix)) return "";
   const std::string_view name = full.substr(names.prefix.size());
   if (names.huggingface) return name_from_huggingface(name);
-  std::string ours = translate(kBackbone, name, false);
-  if (ours.empty()) ours = translate(family.heads, name, false);
-  return ours;
+  const std::string ours = translate(family.names, name, false);
+  return ours.empty() ? translate(kBackbone, name, false) : ours;
 }
 
-bool may_be_dropped(const TensorInfo& tensor, const Source& source, const Names& names) {
+bool may_be_dropped(const TensorInfo& tensor, const Source& source, const Names& names,
+                    const Family& family) {
   if (!std::string_view(tensor.name).starts_with(names.prefix)) return true;
   const std::string_view inside = std::string_view(tensor.name).substr(names.prefix.size());
   if (source.format == "state-dict" || source.format == "lightning")
     return !inside.starts_with("encoder.") && !inside.starts_with("feature_extractor.");
-  return std::any_of(std::begin(kIgnorable), std::end(kIgnorable),
+  return std::any_of(family.ignorable.begin(), family.ignorable.end(),
                      [&](std::string_view part) { return inside.starts_with(part); });
 }
 
@@ -269,7 +319,7 @@ void add_tensors(StoredModel& model, const TorchFile& file, const Source& source
   std::vector<TensorInfo> used;
   for (TensorInfo& tensor : tensors) {
     const std::string name = our_name(tensor, source, names, *family);
-    if (name.empty() && !may_be_dropped(tensor, source, names))
+    if (name.empty() && !may_be_dropped(tensor, source, names, *family))
       fail(Kind::input, "{}: tensor {} {} is not one of a {} model", printable(file.path()),
            printable(tensor.name), tensor.shape, model.config.arch);
     if (name.empty()) {
@@ -320,24 +370,41 @@ void infer_convolutions(const StoredModel& model, Config& c) {
   c.conv_norm = shape_of(model, "conv.1.norm.weight") ? "layer" : "group";
 }
 
-// As in every released model: heads 64 wide up to a width of 1024, sixteen above; norms before
-// attention, and normalised waveforms, where every convolution has a layer norm.
-void infer_config(StoredModel& model) {
-  Config& c = model.config;
-  infer_convolutions(model, c);
-  c.width = dim_of(model, "feat_proj.weight", 0, 2);
-  c.ffn = dim_of(model, "enc.0.ffn.up.weight", 0, 2);
-  c.layers = 0;
-  while (shape_of(model, fmt::format("enc.{}.ffn.up.weight", c.layers))) ++c.layers;
+void infer_positions(const StoredModel& model, Config& c) {
+  if (c.stacked_positions())
+    for (c.pos_depth = 0; shape_of(model, fmt::format("pos_conv.{}.weight", c.pos_depth));)
+      ++c.pos_depth;
   const std::string kernel =
       shape_of(model, "pos_conv.0.weight") ? "pos_conv.0.weight" : "pos_conv.0.weight_v";
   c.pos_kernel = dim_of(model, kernel, 2, 3);
   c.pos_groups = c.width / std::max<int64_t>(1, dim_of(model, kernel, 1, 3));
+}
+
+// The states that prediction heads are of: the file tells how many, not which.
+void infer_distill(const StoredModel& model, Config& c) {
+  c.pretrain.distill.clear();
+  if (!shape_of(model, "pretrain.distill.1.weight")) return;
+  const int64_t heads = dim_of(model, "pretrain.distill.1.weight", 0, 3);
+  for (int64_t i = 1; i <= std::min<int64_t>(heads, 64); ++i) c.pretrain.distill.push_back(i);
+}
+
+// As in every released model: heads 64 wide up to a width of 1024, sixteen above; norms before
+// attention, and normalised waveforms, where every convolution has a layer norm.
+void infer_config(StoredModel& model) {
+  Config& c = model.config;
+  if (!c.log_mel()) infer_convolutions(model, c);
+  c.width = dim_of(model, "feat_proj.weight", 0, 2);
+  c.ffn = dim_of(model, "enc.0.ffn.up.weight", 0, 2);
+  c.layers = 0;
+  while (shape_of(model, fmt::format("enc.{}.ffn.up.weight", c.layers))) ++c.layers;
+  infer_positions(model, c);
+  infer_distill(model, c);
   c.heads = c.width <= 1024 ? c.width / 64 : 16;
   if (c.width % 64 != 0)
     fail(Kind::input, "{}: width {}, and nothing that tells its heads (expected a multiple of 64)",
          printable(model.path), c.width);
-  c.pre_norm = c.normalize = c.conv_norm == "layer";
+  c.normalize = c.conv_norm == "layer";
+  c.pre_norm = c.normalize && !c.stacked_positions();
   check_config(c, model.path);
   model.remarks.push_back(fmt::format(
       "the file has no configuration; its shapes give {} heads, {} norms, waveforms {}", c.heads,
@@ -383,14 +450,15 @@ void add_ctc_head(StoredModel& model, const std::vector<std::string>& units) {
 
 // Entries beside the state dict, of which nothing is read.
 void remark_on_others(StoredModel& model, PickleValue root, const Source& source) {
-  constexpr std::string_view kRead[] = {"cfg",      "args",   "model_cfg",
+  std::vector<std::string_view> read = {"cfg",      "args",   "model_cfg",
                                         "task_cfg", kOurKeys, "dictionaries_symbols"};
+  if (source.arch == "distilhubert") read.push_back("Config");
   std::vector<std::string_view> others;
   for (size_t i = 0; i + 1 < root.size(); i += 2)
     if (!(root[i + 1] == source.weights) && !root[i + 1].is(PickleType::none) &&
-        std::find(std::begin(kRead), std::end(kRead), root[i].text()) == std::end(kRead))
+        std::find(read.begin(), read.end(), root[i].text()) == read.end())
       others.push_back(root[i].text());
-  if (!others.empty() && source.format != "state-dict")
+  if (!others.empty() && !(root == source.weights))
     model.remarks.push_back("not kept: " + listed(others));
 }
 
@@ -413,12 +481,11 @@ StoredModel open_torch_model(const std::string& path) {
   model.remarks = std::move(named.remarks);
   model.in_file = static_cast<int64_t>(named.tensors.size());
   const std::string arch = arch_of(source, names, named.tensors, file.root());
-  if (source.settings.model.empty())
-    model.config.arch = arch;
-  else
-    model.config = config_of(source.settings, arch);
+  const bool ours = file.root().find(kOurKeys).has_value();
+  const bool told = !source.settings.model.empty();
+  model.config = told ? config_of(source.settings, arch) : default_config(arch, path);
   add_tensors(model, file, source, names, std::move(named.tensors));
-  if (source.settings.model.empty()) infer_config(model);
+  if (!told && !ours) infer_config(model);
   if (const Shape* proj = shape_of(model, "pretrain.proj.weight"); proj && proj->rank() == 2)
     model.config.pretrain.dim = (*proj)[0];
   add_ctc_head(model, source.units);
@@ -436,16 +503,15 @@ namespace {
 std::string their_name(std::string_view ours, const Config& config) {
   const bool layer_mode = config.conv_norm == "layer";
   std::string theirs = layer_mode ? translate(kLayerModeNorm, ours, true) : "";
-  if (theirs.empty()) theirs = translate(kBackbone, ours, true);
-  const Family* family = family_named(config.arch);
-  if (theirs.empty() && family) theirs = translate(family->heads, ours, true);
-  return theirs;
+  if (theirs.empty()) theirs = translate(family_named(config.arch)->names, ours, true);
+  return theirs.empty() ? translate(kBackbone, ours, true) : theirs;
 }
 
 constexpr int64_t kSpecialSymbols = 4, kReleasedClasses = 504;
 
 // The pre-training tensors that s3prl's strict loading asks for, under our names.
 std::vector<TensorSpec> heads_of_s3prl(const Config& c) {
+  if (c.arch != "hubert" && c.arch != "wav2vec2") return {};
   const int64_t dim = c.pretrain.dim, codes = c.pretrain.vq_groups * c.pretrain.vq_vars;
   std::vector<TensorSpec> heads = {{"pretrain.proj.weight", {dim, c.width}},
                                    {"pretrain.proj.bias", {dim}}};
@@ -486,26 +552,29 @@ TorchTree symbols(int64_t classes) {
   return TorchTree::list({TorchTree::list(std::move(list))});
 }
 
-TorchTree s3prl_tree(const Config& config, TorchTree ours, int64_t classes) {
-  std::vector<std::pair<std::string, TorchTree>> items = {{"task_cfg", task_settings(config)},
-                                                          {"model_cfg", model_settings(config)},
-                                                          {"model_weight", TorchTree::tensors()}};
-  if (classes > 0) items.emplace_back("dictionaries_symbols", symbols(classes));
-  items.emplace_back(kOurKeys, std::move(ours));
-  return TorchTree::dict(std::move(items));
+using Tree = TorchTree;
+
+// The state dict. data2vec's own code keeps the teacher of its pre-training there, and s3prl
+// removes it without looking.
+Tree state_dict(const Config& config) {
+  return config.arch == "data2vecaudio" ? Tree::tensors({{"_ema", Tree::dict({})}})
+                                        : Tree::tensors();
 }
 
-// unilm keeps one flat cfg beside the model.
-bool is_unilm(std::string_view arch) { return arch == "wavlm" || arch == "unispeechsat"; }
+Tree s3prl_tree(const Config& config, Tree ours, int64_t classes) {
+  std::vector<std::pair<std::string, Tree>> items = {{"task_cfg", task_settings(config)},
+                                                     {"model_cfg", model_settings(config)},
+                                                     {"model_weight", state_dict(config)}};
+  if (classes > 0) items.emplace_back("dictionaries_symbols", symbols(classes));
+  items.emplace_back(kOurKeys, std::move(ours));
+  return Tree::dict(std::move(items));
+}
 
 // With what fairseq's loading of checkpoints looks for beside model and cfg.
-TorchTree fairseq_tree(const Config& config, TorchTree ours) {
-  using Tree = TorchTree;
-  if (is_unilm(config.arch))
-    return Tree::dict({{"cfg", model_settings(config)},
-                       {"model", Tree::tensors()},
-                       {std::string(kOurKeys), std::move(ours)}});
-  const char* criterion = config.arch == "hubert" ? "HubertCriterion" : "Wav2vecCriterion";
+Tree fairseq_tree(const Config& config, Tree ours) {
+  const char* criterion = config.arch == "hubert"     ? "HubertCriterion"
+                          : config.arch == "wav2vec2" ? "Wav2vecCriterion"
+                                                      : "ModelCriterion";
   const Tree history = Tree::dict({{"criterion_name", Tree::text(criterion)},
                                    {"optimizer_name", Tree::text("FairseqAdam")},
                                    {"lr_scheduler_state", Tree::dict({})},
@@ -515,7 +584,7 @@ TorchTree fairseq_tree(const Config& config, TorchTree ours) {
   return Tree::dict(
       {{"args", Tree::none()},
        {"cfg", Tree::dict({{"model", model_settings(config)}, {"task", task_settings(config)}})},
-       {"model", Tree::tensors()},
+       {"model", state_dict(config)},
        {"criterion", Tree::none()},
        {"optimizer_history", Tree::list({history})},
        {"task_state", Tree::dict({})},
@@ -524,14 +593,55 @@ TorchTree fairseq_tree(const Config& config, TorchTree ours) {
        {std::string(kOurKeys), std::move(ours)}});
 }
 
+Tree unilm_tree(const Config& config, Tree ours) {
+  return Tree::dict({{"cfg", model_settings(config)},
+                     {"model", Tree::tensors()},
+                     {std::string(kOurKeys), std::move(ours)}});
+}
+
+Tree distiller_tree(const Config& config, Tree ours) {
+  return Tree::dict({{"Config", Tree::dict({{"distiller", distiller_settings(config)}})},
+                     {"Distiller", Tree::tensors()},
+                     {std::string(kOurKeys), std::move(ours)}});
+}
+
+Tree bare_tree(Tree ours) {
+  return Tree::dict({{"model", Tree::tensors()}, {std::string(kOurKeys), std::move(ours)}});
+}
+
+Tree tree_of(Form form, std::string_view format, const Config& config, Tree ours, int64_t classes) {
+  switch (form) {
+    case Form::fairseq:
+      return format == "s3prl" ? s3prl_tree(config, std::move(ours), classes)
+                               : fairseq_tree(config, std::move(ours));
+    case Form::unilm:
+      return unilm_tree(config, std::move(ours));
+    case Form::distiller:
+      return distiller_tree(config, std::move(ours));
+    case Form::bare:
+      break;
+  }
+  return bare_tree(std::move(ours));
+}
+
+void check_form(const std::string& path, std::string_view format, const Family* family,
+                const Config& config) {
+  CHECK(family, "{}: no names for a {} model", path, config.arch);
+  if (format == "fairseq" && (family->form == Form::distiller || family->form == Form::bare))
+    fail(Kind::usage, Hint{"--to s3prl"}, "{}: fairseq has no {} model", printable(path),
+         config.arch);
+  if (config.pretrain.distill.size() == 1)
+    fail(Kind::usage, "{}: s3prl keeps a single prediction head transposed, which is not written",
+         printable(path));
+}
+
 }  // namespace
 
 TorchCheckpoint create_torch_model(const std::string& path, std::string_view format,
                                    const Config& config, const std::vector<TensorSpec>& tensors,
                                    Existing existing) {
-  if (!family_named(config.arch) || (format == "s3prl" && is_unilm(config.arch)))
-    fail(Kind::usage, Hint{"s3prl reads WavLM and UniSpeech-SAT as --to fairseq writes them"},
-         "{}: a {} model is not written as {}", printable(path), config.arch, format);
+  const Family* family = family_named(config.arch);
+  check_form(path, format, family, config);
   Config kept = config;
   kept.task = {};
   std::vector<TensorSpec> theirs, ours;
@@ -566,9 +676,7 @@ TorchCheckpoint create_torch_model(const std::string& path, std::string_view for
   const int64_t classes = config.arch != "hubert" ? 0
                           : labels                ? labels->shape[0]
                                                   : kReleasedClasses;
-  TorchTree keys = our_keys(kept, made_ours);
-  const TorchTree root = format == "s3prl" ? s3prl_tree(kept, std::move(keys), classes)
-                                           : fairseq_tree(kept, std::move(keys));
+  const Tree root = tree_of(family->form, format, kept, our_keys(kept, made_ours), classes);
   return {create_torch(path, root, std::move(theirs), existing), std::move(ours),
           std::move(remarks), std::move(made), std::move(made_theirs)};
 }

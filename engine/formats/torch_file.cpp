@@ -439,8 +439,8 @@ TorchTree TorchTree::dict(std::vector<std::pair<std::string, TorchTree>> items) 
   return t;
 }
 
-TorchTree TorchTree::tensors() {
-  TorchTree t;
+TorchTree TorchTree::tensors(std::vector<std::pair<std::string, TorchTree>> others) {
+  TorchTree t = dict(std::move(others));
   t.kind_ = Kind::tensors;
   return t;
 }
@@ -511,14 +511,17 @@ class PickleWriter {
         return;
       case Kind::dict:
         out_ += "}(";
-        for (size_t i = 0; i < t.items_.size(); ++i) put_text(t.keys_[i]), put(t.items_[i]);
+        put_items(t);
         out_ += 'u';
         return;
       case Kind::tensors:
-        return put_tensors();
+        return put_tensors(t);
     }
   }
-  void put_tensors() {
+  void put_items(const TorchTree& t) {
+    for (size_t i = 0; i < t.items_.size(); ++i) put_text(t.keys_[i]), put(t.items_[i]);
+  }
+  void put_tensors(const TorchTree& t) {
     CHECK(!written_, "{}: two places for the tensors", path_);
     written_ = true;
     put_empty_ordered_dict();
@@ -527,6 +530,7 @@ class PickleWriter {
       put_text(tensors_[i].name);
       put_tensor(i);
     }
+    put_items(t);
     out_ += 'u';
   }
   void put_tensor(size_t i) {

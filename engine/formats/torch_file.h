@@ -70,8 +70,8 @@ class TorchTree {
   static TorchTree text(std::string value);
   static TorchTree list(std::vector<TorchTree> items);
   static TorchTree dict(std::vector<std::pair<std::string, TorchTree>> items);
-  // collections.OrderedDict of the tensors of a writer, in their order.
-  static TorchTree tensors();
+  // collections.OrderedDict of the tensors of a writer, in their order, and behind them `others`.
+  static TorchTree tensors(std::vector<std::pair<std::string, TorchTree>> others = {});
 
  private:
   friend class PickleWriter;

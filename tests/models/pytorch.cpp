@@ -138,36 +138,179 @@ TEST_CASE("pytorch: fairseq with omegaconf's objects, s3prl, and shards of pytor
   EXPECT(bin.in_file == 70);
 }
 
+namespace {
+
+void expect_same_tensors(const TensorMap& a, const TensorMap& b) {
+  EXPECT(a.tensors.size() == b.tensors.size());
+  for (const auto& [name, tensor] : a.tensors) {
+    INFO(name);
+    const Tensor other = b.find(name);
+    REQUIRE(other.shape == tensor.shape);
+    EXPECT(std::memcmp(other.data, tensor.data, static_cast<size_t>(tensor.bytes())) == 0);
+  }
+}
+
+// A golden model and what is read back from it, in a format of PyTorch.
+struct Written {
+  const char* model;
+  const char* fairseq;  // the format that is read; null: fairseq has no such model
+  const char* s3prl;
+};
+constexpr Written kWritten[] = {
+    {"hubert-group", "fairseq", "s3prl"},
+    {"hubert-layer", "fairseq", "s3prl"},
+    {"wav2vec2-group", "fairseq", "s3prl"},
+    {"wav2vec2-layer", "fairseq", "s3prl"},
+    {"data2vec", "fairseq", "s3prl"},
+    {"unispeechsat-layer", "unilm", "unilm"},
+    {"wavlm-group", "unilm", "unilm"},
+    {"wavlm-layer", "unilm", "unilm"},
+    {"distilhubert.safetensors", nullptr, "s3prl"},
+    {"decoar2.safetensors", nullptr, "state-dict"},
+};
+
+void expect_round_trip(const ModelFile& model, const std::string& format, const char* read_as) {
+  const test::TemporaryFolder folder;
+  const std::string path = folder / "m.pt", again = folder / "again.pt";
+  if (!read_as) {
+    const Error e = error_of([&] { save_model(path, format, model.config, model.tensors); });
+    EXPECT(e.kind == Kind::usage);
+    EXPECT(e.message == path + ": fairseq has no " + model.config.arch + " model");
+    return;
+  }
+  save_model(path, format, model.config, model.tensors);
+  const ModelFile back = open_model(path);
+  EXPECT(back.format == read_as);
+  expect_same_tensors(model.tensors, back.tensors);
+  Config said = back.config, meant = model.config;
+  for (Config* c : {&said, &meant}) {
+    c->provenance.set("general.size_label", std::string());
+    c->provenance.set("general.name", std::string());
+    for (const char* key : {"sft.source.format", "sft.source.name"})
+      if (!model.config.provenance.has(key)) c->provenance.set(key, std::string());
+  }
+  EXPECT(metadata_from_config(said) == metadata_from_config(meant));
+  save_model(path, format, back.config, back.tensors, Existing::replace);
+  const ModelFile twice = open_model(path);
+  save_model(again, format, twice.config, twice.tensors);
+  EXPECT(read_text(path, 64 << 20) == read_text(again, 64 << 20));
+}
+
+}  // namespace
+
+// decoar2.pt: tensor i of the file holds ((37 e + 11 i) mod 101) / 64 - 1/2 at element e.
+TEST_CASE("pytorch: the other families, as torch.save keeps them") {
+  const std::pair<const char*, const char*> files[] = {
+      {"unilm-wavlm-group.pt", "wavlm-group"},
+      {"unilm-wavlm-layer.pt", "wavlm-layer"},
+      {"unilm-unispeechsat.pt", "unispeechsat-layer"},
+      {"fairseq-data2vec.pt", "data2vec"},
+      {"s3prl-distilhubert.ckpt", "distilhubert.safetensors"}};
+  for (const auto& [file, folder] : files) {
+    INFO(file);
+    const ModelFile model = open_model(torch_golden(file)), golden = open_folder(folder);
+    expect_same_encoder(model, golden);
+    EXPECT(model.config.pos_kernel == golden.config.pos_kernel);
+    EXPECT(model.config.pos_depth == golden.config.pos_depth);
+    EXPECT(model.config.rel_buckets == golden.config.rel_buckets);
+    EXPECT(model.config.rel_max_distance == golden.config.rel_max_distance);
+    EXPECT(model.config.pretrain.distill == golden.config.pretrain.distill);
+    for (const auto& [name, tensor] : golden.tensors.tensors) {
+      INFO(name);
+      const Tensor other = model.tensors.find(name);
+      REQUIRE(other.shape == tensor.shape);
+      EXPECT(std::memcmp(other.data, tensor.data, static_cast<size_t>(tensor.bytes())) == 0);
+    }
+  }
+  EXPECT(open_model(torch_golden("unilm-wavlm-group.pt")).format == "unilm");
+  const ModelFile data2vec = open_model(torch_golden("fairseq-data2vec.pt"));
+  EXPECT(data2vec.tensors.find("pretrain.proj.weight").shape == Shape{32, 32});
+  EXPECT(data2vec.remarks == Names{"_ema: not a tensor, not kept"});
+  const ModelFile distilled = open_model(torch_golden("s3prl-distilhubert.ckpt"));
+  EXPECT(distilled.format == "s3prl");
+  EXPECT(distilled.config.train.feature_grad_mult == 0.1);
+  EXPECT(distilled.remarks == Names{"not kept: Optimizer, Step, Args, Scheduler"});
+}
+
+TEST_CASE("pytorch: DeCoAR 2.0 follows its shapes; what is not its encoder is named") {
+  const ModelFile model = open_model(torch_golden("decoar2.pt"));
+  EXPECT(model.config.arch == "decoar2");
+  EXPECT(model.config.layers == 1);
+  EXPECT(model.config.heads == 1);
+  EXPECT(model.config.ffn == 32);
+  EXPECT(model.config.pos_kernel == 4);
+  EXPECT(model.config.pos_groups == 4);
+  EXPECT(model.config.conv_norm == "none");
+  EXPECT(!model.config.pre_norm);
+  EXPECT(!model.config.normalize);
+  EXPECT(has_remark(model, "mask_vector [64]: not part of the encoder, not kept"));
+  EXPECT(has_remark(model, "quantizer.weight_proj.weight [4, 64]: not part of the encoder"));
+  EXPECT(has_remark(model, "not kept: epoch"));
+  const TorchFile file(torch_golden("decoar2.pt"));
+  const PickleValue state = *file.root().find("model");
+  const std::pair<const char*, const char*> names[] = {
+      {"feat_proj.weight", "post_extract_proj.weight"},
+      {"pos_conv.0.weight_g", "encoder.pos_conv.0.weight_g"},
+      {"pos_conv.0.weight_v", "encoder.pos_conv.0.weight_v"},
+      {"pos_conv.0.bias", "encoder.pos_conv.0.bias"},
+      {"enc.norm.weight", "encoder.layer_norm.weight"},
+      {"enc.0.attn.k.weight", "encoder.layers.0.self_attn.k_proj.weight"},
+      {"enc.0.attn_norm.bias", "encoder.layers.0.self_attn_layer_norm.bias"},
+      {"enc.0.ffn.down.weight", "encoder.layers.0.fc2.weight"},
+      {"enc.0.ffn_norm.weight", "encoder.layers.0.final_layer_norm.weight"}};
+  for (const auto& [ours, theirs] : names) {
+    INFO(ours);
+    const Tensor tensor = model.tensors.find(ours);
+    int64_t at = 0;
+    while (state[static_cast<size_t>(2 * at)].text() != theirs) ++at;
+    int64_t wrong = 0;
+    for (int64_t e = 0; e < tensor.count(); ++e)
+      wrong += tensor.f32()[e] != static_cast<float>((37 * e + 11 * at) % 101) / 64 - 0.5f;
+    EXPECT(wrong == 0);
+  }
+}
+
+TEST_CASE("pytorch: a configuration that is not computed here is refused by its key") {
+  const test::TemporaryFolder folder;
+  using Tree = TorchTree;
+  const auto refuses = [&](const Tree& root, const std::string& part) {
+    const std::string path = folder / "m.pt";
+    TensorWriter writer =
+        create_torch(path, root, {{"post_extract_proj.weight", {1, 1}}}, Existing::replace);
+    writer.append(std::vector<std::byte>(4));
+    writer.finish();
+    const Error e = error_of([&] { open_model(path); });
+    EXPECT(e.kind == Kind::input);
+    EXPECT_MESSAGE(e.message == path + ": " + part, e.message);
+  };
+  const auto distiller = [](std::vector<std::pair<std::string, Tree>> keys) {
+    return Tree::dict({{"Config", Tree::dict({{"distiller", Tree::dict(std::move(keys))}})},
+                       {"Distiller", Tree::tensors()}});
+  };
+  refuses(distiller({{"task_emb_type", Tree::text("add")}}),
+          "task_emb_type is add (expected expand-last or self-hidden or none)");
+  refuses(distiller({{"attention_type", Tree::text("sparse")}}),
+          "attention_type is sparse (expected original)");
+  refuses(distiller({{"n_tasks", Tree::integer(2)}, {"pred_layer_id", Tree::list({})}}),
+          "n_tasks is 2 (expected 1 to 64, as many as pred_layer_id has)");
+  refuses(distiller(
+              {{"n_tasks", Tree::integer(1)}, {"pred_layer_id", Tree::list({Tree::integer(-1)})}}),
+          "pred_layer_id has an element that is no layer (expected 0 to 64)");
+  const auto fairseq = [](const char* name, int64_t depth) {
+    const Tree model =
+        Tree::dict({{"_name", Tree::text(name)}, {"pos_conv_depth", Tree::integer(depth)}});
+    return Tree::dict({{"cfg", Tree::dict({{"model", model}})}, {"model", Tree::tensors()}});
+  };
+  refuses(fairseq("hubert", 5), "pos_conv_depth is 5 (expected 1)");
+  refuses(fairseq("data2vec_audio", 1), "pos_conv_depth is 1 (expected 2 to 16)");
+}
+
 TEST_CASE("pytorch: written as fairseq and s3prl, and back, nothing is lost") {
-  for (const char* name : {"hubert-group", "hubert-layer", "wav2vec2-group", "wav2vec2-layer",
-                           "unispeechsat-layer", "wavlm-group", "wavlm-layer"}) {
-    const test::TemporaryFolder folder;
-    const ModelFile model = open_folder(name);
-    const bool unilm = model.config.arch == "wavlm" || model.config.arch == "unispeechsat";
+  for (const Written& written : kWritten) {
+    const ModelFile model = open_folder(written.model);
     for (const char* format : {"fairseq", "s3prl"}) {
-      if (unilm && std::string(format) == "s3prl") {
-        EXPECT(error_of([&] {
-                 save_model(folder / "x.pt", format, model.config, model.tensors);
-               }).kind == Kind::usage);
-        continue;
-      }
-      INFO(name, " ", format);
-      const std::string path = folder / (std::string(format) + ".pt");
-      save_model(path, format, model.config, model.tensors);
-      const ModelFile back = open_model(path);
-      EXPECT(back.format == (unilm ? "unilm" : format));
-      EXPECT(back.tensors.tensors.size() == model.tensors.tensors.size());
-      for (const auto& [tensor_name, tensor] : model.tensors.tensors) {
-        const Tensor other = back.tensors.find(tensor_name);
-        REQUIRE(other.shape == tensor.shape);
-        EXPECT(std::memcmp(other.data, tensor.data, static_cast<size_t>(tensor.bytes())) == 0);
-      }
-      Config said = back.config, meant = model.config;
-      for (Config* c : {&said, &meant}) c->provenance.set("general.size_label", std::string());
-      EXPECT(metadata_from_config(said) == metadata_from_config(meant));
-      const std::string again = folder / (std::string(format) + "-again.pt");
-      save_model(again, format, back.config, back.tensors);
-      EXPECT(read_text(path, 64 << 20) == read_text(again, 64 << 20));
+      INFO(written.model, " ", format);
+      expect_round_trip(model, format, *format == 'f' ? written.fairseq : written.s3prl);
     }
   }
 }
@@ -185,6 +328,13 @@ TEST_CASE("pytorch: s3prl's heads are made, said, and not kept when read back") 
   const TorchFile file(folder / "m.pt");
   EXPECT((*file.root().find("dictionaries_symbols"))[0].size() == 504);
   EXPECT(save_model(folder / "f.pt", "fairseq", model.config, model.tensors).empty());
+  // s3prl removes data2vec's _ema without looking whether it is there
+  const ModelFile data2vec = open_folder("data2vec");
+  save_model(folder / "d.pt", "s3prl", data2vec.config, data2vec.tensors);
+  const TorchFile written(folder / "d.pt");
+  const PickleValue weights = *written.root().find("model_weight");
+  REQUIRE(weights.find("_ema").has_value());
+  EXPECT(weights.find("_ema")->is(PickleType::dict));
   ModelFile head = model;
   head.tensors.add_owned("task.out.bias", {2}, {0, 0});
   EXPECT(save_model(folder / "g.pt", "fairseq", model.config, head.tensors) ==

@@ -88,12 +88,16 @@ RENAMES = [
     (".attention.", ".self_attn."), ("self_attn_layer_norm", "self_attn_layer_norm"),
     (".feed_forward.intermediate_dense", ".fc1"), (".feed_forward.output_dense", ".fc2"),
     ("project_hid", "final_proj"), ("quantizer.codevectors", "quantizer.vars"),
+    ("self_attn.rel_attn_embed", "self_attn.relative_attention_bias"),
+    ("self_attn.gru_rel_pos_linear", "self_attn.grep_linear"), ("self_attn.gru_rel_pos_const", "self_attn.grep_a"),
 ]
 
 
 def fairseq_name(name, layer_mode):
     name = name.removeprefix("wav2vec2.").removeprefix("hubert.")
     parts = name.split(".")
+    if parts[:3] == ["encoder", "pos_conv_embed", "layers"]:  # data2vec: ...layers.J.conv.weight
+        return ".".join(["encoder.pos_conv", parts[3], "0", parts[5]])
     if parts[0] == "feature_extractor":  # feature_extractor.conv_layers.C.conv.weight
         kind = {"conv": "0", "layer_norm": "2.1" if layer_mode else "2"}[parts[3]]
         return ".".join(parts[:3] + [kind, parts[4]])
@@ -107,7 +111,7 @@ def fairseq_name(name, layer_mode):
 
 def fairseq_state(folder, fused=False):
     tensors, config, normalize = tensors_of(folder)
-    layer_mode = config["feat_extract_norm"] == "layer"
+    layer_mode = config.get("feat_extract_norm", "layer") == "layer"
     state = collections.OrderedDict((fairseq_name(n, layer_mode), t) for n, t in tensors.items())
     if fused:
         g, v = state.pop("encoder.pos_conv.0.weight_g"), state.pop("encoder.pos_conv.0.weight_v")
@@ -124,13 +128,13 @@ def model_cfg(config, name):
     """What fairseq's HubertConfig or Wav2Vec2Config would say."""
     return {
         "_name": name,
-        "extractor_mode": {"group": "default", "layer": "layer_norm"}[config["feat_extract_norm"]],
+        "extractor_mode": {"group": "default", "layer": "layer_norm"}[config.get("feat_extract_norm", "layer")],
         "encoder_layers": config["num_hidden_layers"],
         "encoder_embed_dim": config["hidden_size"],
         "encoder_ffn_embed_dim": config["intermediate_size"],
         "encoder_attention_heads": config["num_attention_heads"],
         "activation_fn": "gelu",
-        "layer_norm_first": config["do_stable_layer_norm"],
+        "layer_norm_first": config.get("do_stable_layer_norm", False),
         "conv_feature_layers": conv_text(config),
         "conv_bias": config["conv_bias"],
         "conv_pos": config["num_conv_pos_embeddings"],
@@ -209,6 +213,92 @@ def s3prl_hubert():
             "dictionaries_symbols": [["<s>", "<pad>", "</s>", "<unk>", "0", "1"]]}
 
 
+def fairseq_data2vec():
+    """Pre-trained, with the teacher that fairseq keeps inside the state dict."""
+    state, config, normalize = fairseq_state("data2vec")
+    depth, width = config["num_conv_pos_embeddings"], config["hidden_size"]
+    state["final_proj.weight"], state["final_proj.bias"] = ramp(width, width), ramp(width)
+    state["_ema"] = collections.OrderedDict({"layers.0.fc1.weight": ramp(3, 2)})
+    model = model_cfg(config, "data2vec_audio") | {"pos_conv_depth": depth, "conv_pos": depth * config["conv_pos_kernel_size"]}
+    return {"args": None, "cfg": {"model": model, "task": {"_name": "audio_pretraining", "normalize": normalize}},
+            "model": state}
+
+
+def unilm(folder):
+    """WavLM or UniSpeech-SAT: one flat cfg beside the model."""
+    state, config, normalize = fairseq_state(folder)
+    cfg = model_cfg(config, "wavlm") | {"normalize": normalize}
+    del cfg["_name"]
+    if "num_buckets" in config:
+        cfg |= {"relative_position_embedding": True, "gru_rel_pos": True, "num_buckets": config["num_buckets"],
+                "max_distance": config["max_bucket_distance"]}
+    return {"cfg": cfg, "model": state}
+
+
+CANONICAL = [  # the project's names, as patterns
+    (r"conv\.(\d)\.norm\.", r"feature_extractor.conv_layers.\1.2."), (r"conv\.(\d)\.", r"feature_extractor.conv_layers.\1.0."),
+    (r"feat_proj\.", "post_extract_proj."), (r"pos_conv\.0\.", "encoder.pos_conv.0."), (r"enc\.norm\.", "encoder.layer_norm."),
+    (r"enc\.(\d+)\.attn\.o\.", r"encoder.layers.\1.self_attn.out_proj."),
+    (r"enc\.(\d+)\.attn\.([qkv])\.", r"encoder.layers.\1.self_attn.\2_proj."),
+    (r"enc\.(\d+)\.attn_norm\.", r"encoder.layers.\1.self_attn_layer_norm."),
+    (r"enc\.(\d+)\.ffn\.up\.", r"encoder.layers.\1.fc1."), (r"enc\.(\d+)\.ffn\.down\.", r"encoder.layers.\1.fc2."),
+    (r"enc\.(\d+)\.ffn_norm\.", r"encoder.layers.\1.final_layer_norm."),
+    (r"pretrain\.distill\.0\.", "output_layer.0."), (r"pretrain\.distill\.1\.", "output_layer.2."),
+]
+
+
+def distiller_state():
+    import re
+
+    import safetensors.torch
+
+    state = collections.OrderedDict()
+    for name, tensor in safetensors.torch.load_file(MODELS / "distilhubert.safetensors").items():
+        pattern, theirs = next((p, t) for p, t in CANONICAL if re.match(p, name))
+        key = re.sub("^" + pattern, theirs, name)
+        tensor = tensor.reshape(1, 1, -1) if name.endswith("weight_g") else tensor
+        state[key] = tensor[None, None] if key == "output_layer.2.bias" else tensor
+    return state
+
+
+def s3prl_distilhubert():
+    """As s3prl's pre-training saves it, the scheduler a dict."""
+    convolutions = "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2"
+    distiller = {"extractor_mode": "default", "extractor_conv_feature_layers": convolutions, "extractor_dropout": 0.0,
+                 "feature_grad_mult": 0.1, "conv_pos": 16, "conv_pos_groups": 4, "encoder_layers": 2,
+                 "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 96, "encoder_attention_heads": 4,
+                 "activation_fn": "gelu", "layer_norm_first": False, "attention_type": "original", "dropout": 0.1,
+                 "attention_dropout": 0.1, "activation_dropout": 0.1, "encoder_layerdrop": 0.0, "final_dim": 32,
+                 "out_layer_type": "expand-last", "n_tasks": 2, "task_emb_type": "expand-last",
+                 "pred_layer_id": [4, 12], "loss_type": "l1", "cosine_loss": 1.0}
+    return {"Optimizer": {"state": {0: {"exp_avg": ramp(100)}}}, "Step": 200000,
+            "Args": argparse.Namespace(upstream="distiller", seed=1337),
+            "Config": {"distiller": distiller, "teacher": {"model": "hubert_base"}, "task": {"sequence_length": 250000}},
+            "Distiller": distiller_state(), "Scheduler": {"last_epoch": 1}}
+
+
+def decoar2():
+    """Without configuration; a quantiser beside the encoder. 64 wide, or nothing would tell its heads."""
+    def put(name, *shape):
+        numbers = (torch.arange(int(np.prod(shape))) * 37 + 11 * len(state)) % 101
+        state[name] = numbers.float().reshape(shape).div(64).sub(0.5)
+
+    state, width, ffn = collections.OrderedDict(), 64, 32
+    linear = {"self_attn.k_proj": (width, width), "self_attn.v_proj": (width, width), "self_attn.q_proj": (width, width),
+              "self_attn.out_proj": (width, width), "self_attn_layer_norm": (width,), "fc1": (ffn, width),
+              "fc2": (width, ffn), "final_layer_norm": (width,)}
+    put("mask_vector", width)
+    modules = {"post_extract_proj": (width, 80), "quantizer.weight_proj": (4, width)}
+    modules |= {"encoder.layers.0." + name: shape for name, shape in linear.items()} | {"encoder.layer_norm": (width,)}
+    put("encoder.pos_conv.0.bias", width)
+    put("encoder.pos_conv.0.weight_g", 1, 1, 4)
+    put("encoder.pos_conv.0.weight_v", width, 16, 4)
+    for name, shape in modules.items():
+        put(name + ".weight", *shape)
+        put(name + ".bias", shape[0])
+    return {"model": state, "epoch": 3}
+
+
 def huggingface_bin(folder):
     """The golden folder hubert-layer as two pytorch_model shards, the first legacy."""
     tensors, config, _ = tensors_of("hubert-layer")
@@ -228,7 +318,8 @@ def huggingface_bin(folder):
 def check(path):
     safe = MAJOR != "1"  # 1.13's weights_only knows no floating-point numbers
     state = torch.load(path, map_location="cpu", weights_only=safe)
-    weights = next(state[k] for k in ("model_weight", "model") if k in state)
+    weights = next(state[k] for k in ("model_weight", "model", "Distiller") if k in state)
+    weights.pop("_ema", None)
     shapes = {n: list(t.shape) for n, t in weights.items()}
     assert all(t.is_contiguous() and bool(torch.isfinite(t).all()) for t in weights.values())
     import zipfile
@@ -253,6 +344,12 @@ def main():
     save(fairseq_wav2vec2_ctc(), OUT / "fairseq-wav2vec2-ctc.pt", legacy=True)
     save(fairseq_omegaconf(), OUT / "fairseq-omegaconf.pt")
     save(s3prl_hubert(), OUT / "s3prl-hubert.pt")
+    save(fairseq_data2vec(), OUT / "fairseq-data2vec.pt")
+    save(unilm("wavlm-group"), OUT / "unilm-wavlm-group.pt")
+    save(unilm("wavlm-layer"), OUT / "unilm-wavlm-layer.pt", legacy=True)
+    save(unilm("unispeechsat-layer"), OUT / "unilm-unispeechsat.pt")
+    save(s3prl_distilhubert(), OUT / "s3prl-distilhubert.ckpt")
+    save(decoar2(), OUT / "decoar2.pt")
     huggingface_bin(OUT / "hubert-bin")
 
 
