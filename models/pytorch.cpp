@@ -10,6 +10,7 @@
 #include "models/huggingface.h"
 #include "models/initialise.h"
 #include "models/names.h"
+#include "models/s3prl_downstream.h"
 
 namespace sft {
 namespace {
@@ -448,11 +449,23 @@ void add_ctc_head(StoredModel& model, const std::vector<std::string>& units) {
   model.config.task = {.kind = "ctc", .head = "linear", .units = units};
 }
 
+void add_downstream_head(StoredModel& model, const TorchFile& file) {
+  DownstreamHead head = downstream_head(file, model.config);
+  const auto stored = std::make_shared<TensorFile>(file.file(std::move(head.tensors)));
+  for (const TensorInfo& info : stored->tensors())
+    model.tensors[info.name] = {stored, info, info.shape, info.dtype};
+  model.config.task = std::move(head.task);
+  model.in_file += head.in_file;
+  for (std::string& remark : head.remarks) model.remarks.push_back(std::move(remark));
+}
+
 // Entries beside the state dict, of which nothing is read.
 void remark_on_others(StoredModel& model, PickleValue root, const Source& source) {
   std::vector<std::string_view> read = {"cfg",      "args",   "model_cfg",
                                         "task_cfg", kOurKeys, "dictionaries_symbols"};
   if (source.arch == "distilhubert") read.push_back("Config");
+  if (source.format == "s3prl-downstream")
+    read.insert(read.end(), {"Args", "Config", "Featurizer", "Downstream"});
   std::vector<std::string_view> others;
   for (size_t i = 0; i + 1 < root.size(); i += 2)
     if (!(root[i + 1] == source.weights) && !root[i + 1].is(PickleType::none) &&
@@ -489,6 +502,8 @@ StoredModel open_torch_model(const std::string& path) {
   if (const Shape* proj = shape_of(model, "pretrain.proj.weight"); proj && proj->rank() == 2)
     model.config.pretrain.dim = (*proj)[0];
   add_ctc_head(model, source.units);
+  if (source.format == "s3prl-downstream" && file.root().find("Downstream"))
+    add_downstream_head(model, file);
   read_our_keys(model, file.root());
   read_provenance(model, source.format);
   remark_on_others(model, file.root(), source);

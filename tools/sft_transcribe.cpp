@@ -23,7 +23,9 @@ class Recogniser {
     if (file_.config.task.kind.empty())
       fail(Kind::input, Hint{"fine-tune it first: sft-train MODEL --ctc WHAT"},
            "{}: this model has no task head", path);
-    model_ = {Encoder(file_.config), {TaskHead(file_.config.task, file_.config.width)}};
+    if (file_.tensors.tensors.contains("task.layer_weights"))
+      states_ = static_cast<int>(file_.config.states());
+    model_ = {Encoder(file_.config), {TaskHead(file_.config.task, file_.config.width, states_)}};
     store_.bind(param_requests(model_), file_.tensors, path);
   }
 
@@ -44,8 +46,7 @@ class Recogniser {
       const Tensor wave = pack_.wave(ctx);
       pack_.place(ctx, wave, 0, samples);
       const Var frames = model_.encoder.features(tape, wave, pack_);
-      const Var last = model_.encoder.encode(tape, frames, pack_.frames(), {}).last();
-      const Tensor logits = model_.task.head(tape, last, pack_.frames());
+      const Tensor logits = head(tape, frames);
       ScratchScope host(host_);
       if (!ctx.dry) text = read(on_host(ctx, logits, host_));
     });
@@ -53,6 +54,14 @@ class Recogniser {
   }
 
  private:
+  // The head reads the last hidden state, or a weighted sum of all.
+  Var head(Tape& tape, Var frames) const {
+    const HiddenStates hidden =
+        model_.encoder.encode(tape, frames, pack_.frames(), {.keep_all = states_ > 0});
+    if (states_ == 0) return model_.task.head(tape, hidden.last(), pack_.frames());
+    return model_.task.head(tape, std::span(hidden.states).first(states_), pack_.frames());
+  }
+
   std::string read(Tensor logits) const {
     const Config::Task& task = file_.config.task;
     if (task.kind == "ctc") {
@@ -69,6 +78,7 @@ class Recogniser {
   ParamStore store_;
   StepMemory memory_;
   Arena host_;
+  int states_ = 0;  // that the head reads by task.layer_weights
   WavePack pack_;
 };
 
