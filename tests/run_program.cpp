@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <spawn.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include <cstdlib>
@@ -49,6 +50,18 @@ void expect_as_planned(const Outcome& outcome) {
   EXPECT(peak > 0.9 * planned);
 }
 
+void expect_refused_file(const std::string& path) {
+  if (program_path("sft-info").empty()) return;
+  const Outcome o = run_program("sft-info", {path});
+  INFO(o.err);
+  EXPECT(o.code == 3);
+  EXPECT(o.out.empty());
+  EXPECT(o.err.starts_with("sft-info: error: " + path + ": "));
+#ifndef __SANITIZE_ADDRESS__
+  EXPECT(o.cpu_seconds < 0.1);
+#endif
+}
+
 Outcome run_program(const std::string& name, const std::vector<std::string>& arguments) {
   const TemporaryFolder folder;
   const std::string path = program_path(name), out = folder / "out", err = folder / "err";
@@ -67,10 +80,14 @@ Outcome run_program(const std::string& name, const std::vector<std::string>& arg
   if (error) fail(Kind::resource, "{}: {}", path, std::strerror(error));
 
   int status = 0;
-  waitpid(pid, &status, 0);
+  rusage used{};
+  wait4(pid, &status, 0, &used);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
   constexpr uint64_t kMost = 64 << 20;
   return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read_text(out, kMost),
-          read_text(err, kMost)};
+          read_text(err, kMost), seconds(used.ru_utime) + seconds(used.ru_stime)};
 }
 
 }  // namespace sft::test

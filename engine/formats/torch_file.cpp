@@ -20,6 +20,8 @@ constexpr std::string_view kZip = "PK\x03\x04";
 // The pickle of 0x1950a86a20f9469cfc6c, with which the older layout begins.
 constexpr std::string_view kMagic =
     "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"sv;
+// The sum over as many bytes alone takes most of the 100 ms in which a hostile file must be
+// refused; a tensor takes some 150 bytes of a pickle.
 constexpr uint64_t kLargestPickle = 64 << 20;
 constexpr int64_t kLegacyVersion = 1001;
 

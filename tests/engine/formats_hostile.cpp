@@ -11,6 +11,7 @@
 #include "tests/address_limit.h"
 #include "tests/doctest.h"
 #include "tests/golden.h"
+#include "tests/run_program.h"
 #include "tests/temporary_folder.h"
 
 using namespace sft;
@@ -260,6 +261,7 @@ void expect_refused(const std::vector<Hostile>& files) {
     EXPECT(e.message.find(hostile.message) != std::string::npos);
     EXPECT(printable(e.message, SIZE_MAX) == e.message);
     EXPECT(std::clock() - start < CLOCKS_PER_SEC / 10);
+    test::expect_refused_file(folder / "file");
   }
 }
 

@@ -270,6 +270,25 @@ TEST_CASE("pytorch: DeCoAR 2.0 follows its shapes; what is not its encoder is na
   }
 }
 
+TEST_CASE("pytorch: what a file is, is decided by its content, whatever it is called") {
+  const test::TemporaryFolder folder;
+  const std::string ours = folder / "m.gguf";
+  const ModelFile model = open_folder("hubert-layer");
+  save_model(ours, "gguf", model.config, model.tensors);
+  const std::pair<std::string, const char*> files[] = {
+      {ours, "gguf"},
+      {test::golden("models/distilhubert.safetensors"), "safetensors"},
+      {torch_golden("fairseq-hubert.pt"), "fairseq"},
+      {torch_golden("unilm-wavlm-layer.pt"), "unilm"}};
+  for (const auto& [file, format] : files)
+    for (const char* name : {"x.gguf", "x.safetensors", "x.bin", "x.pt", "x"}) {
+      INFO(file, " as ", name);
+      std::filesystem::copy_file(file, folder / name,
+                                 std::filesystem::copy_options::overwrite_existing);
+      EXPECT(open_model(folder / name).format == format);
+    }
+}
+
 TEST_CASE("pytorch: a configuration that is not computed here is refused by its key") {
   const test::TemporaryFolder folder;
   using Tree = TorchTree;
