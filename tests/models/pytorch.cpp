@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <map>
+#include <set>
 
 #include "engine/formats/torch_file.h"
 #include "models/fairseq_config.h"
@@ -230,6 +232,52 @@ TEST_CASE("pytorch: the other families, as torch.save keeps them") {
   EXPECT(distilled.format == "s3prl");
   EXPECT(distilled.config.train.feature_grad_mult == 0.1);
   EXPECT(distilled.remarks == Names{"not kept: Optimizer, Step, Args, Scheduler"});
+}
+
+namespace {
+
+std::map<std::string, Shape> shapes_of(const std::string& path, std::string_view key) {
+  const TorchFile file(path);
+  const PickleValue state = *file.root().find(key);
+  std::map<std::string, Shape> shapes;
+  for (size_t i = 0; i + 1 < state.size(); i += 2)
+    if (TorchFile::is_tensor(state[i + 1]))
+      shapes[std::string(state[i].text())] = file.tensor(state[i + 1], "x").shape;
+  return shapes;
+}
+
+}  // namespace
+
+TEST_CASE("pytorch: what we write has the names and shapes of the program's own file") {
+  const test::TemporaryFolder folder;
+  struct Pair {
+    const char *theirs, *model, *format, *key;
+    std::set<std::string> heads;  // that only their file has
+  };
+  const Pair pairs[] = {
+      {"unilm-wavlm-group.pt", "wavlm-group", "fairseq", "model", {}},
+      {"unilm-wavlm-layer.pt", "wavlm-layer", "s3prl", "model", {}},
+      {"unilm-unispeechsat.pt", "unispeechsat-layer", "fairseq", "model", {}},
+      {"fairseq-omegaconf.pt", "wav2vec2-group", "fairseq", "model", {}},
+      {"fairseq-data2vec.pt",
+       "data2vec",
+       "fairseq",
+       "model",
+       {"final_proj.weight", "final_proj.bias"}},
+      {"fairseq-hubert.pt",
+       "hubert-layer",
+       "fairseq",
+       "model",
+       {"final_proj.weight", "final_proj.bias", "label_embs_concat"}},
+      {"s3prl-distilhubert.ckpt", "distilhubert.safetensors", "s3prl", "Distiller", {}}};
+  for (const Pair& pair : pairs) {
+    INFO(pair.theirs);
+    const ModelFile model = open_folder(pair.model);
+    save_model(folder / "m.pt", pair.format, model.config, model.tensors, Existing::replace);
+    auto wanted = shapes_of(torch_golden(pair.theirs), pair.key);
+    for (const std::string& head : pair.heads) EXPECT(wanted.erase(head) == 1);
+    EXPECT(shapes_of(folder / "m.pt", pair.key) == wanted);
+  }
 }
 
 TEST_CASE("pytorch: DeCoAR 2.0 follows its shapes; what is not its encoder is named") {
