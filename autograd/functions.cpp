@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "engine/ops/attention.h"
+#include "engine/ops/code_diversity.h"
 #include "engine/ops/conv_strided.h"
 #include "engine/ops/cosine_logits.h"
 #include "engine/ops/cross_entropy.h"
@@ -97,6 +98,24 @@ Var rel_table(Tape& t, Var embedding, std::span<const int32_t> buckets) {
   });
 }
 
+CodeDiversity code_diversity(Tape& t, Var x, int groups, std::span<const float> weight) {
+  const CodeDiversityOut out = code_diversity_forward(t.ctx, x, groups);
+  const Var loss = t.record("code_diversity", out.loss, {x}, [=](Tape& t, Tensor) {
+    const Grad dx = t.grad(x);
+    code_diversity_backward(t.ctx, groups, weight, out, dx);
+  });
+  return {loss, out.perplexity, out.mean};
+}
+
+Var contrastive_logits(Tape& t, Var y, Var q, Tensor picks, const Negatives& negatives,
+                       float temperature) {
+  const ContrastiveOut out = contrastive_logits_forward(t.ctx, y, q, picks, negatives, temperature);
+  return t.record("contrastive_logits", out.logits, {y, q}, [=](Tape& t, Tensor dlogits) {
+    const Grad dy = t.grad(y), dq = t.grad(q);
+    contrastive_logits_backward(t.ctx, dlogits, y, q, negatives, out, temperature, dy, dq);
+  });
+}
+
 Var cosine_logits(Tape& t, Var x, Var embedding, float temperature) {
   const CosineLogitsOut out = cosine_logits_forward(t.ctx, x, embedding, temperature);
   return t.record("cosine_logits", out.logits, {x, embedding}, [=](Tape& t, Tensor dlogits) {
@@ -169,6 +188,16 @@ Var grouped_conv(Tape& t, Var x, Var weight, Var bias, int groups, Segments segm
     const Grad dx = t.grad(x), dweight = t.grad(weight), dbias = t.grad(bias);
     pos_conv_backward(t.ctx, dy, x, weight, {}, groups, segments, dx, dweight, dbias);
   });
+}
+
+GumbelCode gumbel_quantise(Tape& t, Var x, Var codebook, int groups, const GumbelNoise& noise,
+                           Segments segments) {
+  const GumbelOut out = gumbel_quantise_forward(t.ctx, x, codebook, groups, noise, segments);
+  const Var code = t.record("gumbel_quantise", out.code, {x, codebook}, [=](Tape& t, Tensor dcode) {
+    const Grad dx = t.grad(x), dcodebook = t.grad(codebook);
+    gumbel_quantise_backward(t.ctx, dcode, codebook, groups, out, dx, dcodebook);
+  });
+  return {code, out.picks, out.temperature};
 }
 
 Var layer_norm(Tape& t, Var x, Var weight, Var bias, float eps) {

@@ -3,8 +3,10 @@
 #pragma once
 
 #include "autograd/tape.h"
+#include "engine/ops/contrastive_logits.h"
 #include "engine/ops/conv_stem.h"
 #include "engine/ops/ctc.h"
+#include "engine/ops/gumbel_quantise.h"
 #include "engine/ops/spec_augment.h"
 #include "engine/segments.h"
 
@@ -17,6 +19,15 @@ struct RelativeBiasVars {
 // segments outlive the backward. bias empty: none.
 Var attention(Tape& t, Var qkv, int heads, Dropout dropout, Segments segments,
               const RelativeBiasVars& bias = {});
+struct CodeDiversity {
+  Var loss;                 // [1]
+  Tensor perplexity, mean;  // [1], [G V]
+};
+// A loss: ignores dy. weight [1] outlives the backward.
+CodeDiversity code_diversity(Tape& t, Var x, int groups, std::span<const float> weight);
+// Views of negatives outlive the backward.
+Var contrastive_logits(Tape& t, Var y, Var q, Tensor picks, const Negatives& negatives,
+                       float temperature);
 Var cosine_logits(Tape& t, Var x, Var embedding, float temperature);
 // Views of slots outlive the backward.
 Var conv_stem(Tape& t, Tensor samples, Var weight, Var bias, Var norm_weight, Var norm_bias,
@@ -44,6 +55,13 @@ Var ffn(Tape& t, Var x, Var up_weight, Var up_bias, Var down_weight, Var down_bi
 Var gelu(Tape& t, Var x, Var residual = {});
 // The convolution of pos_conv alone.
 Var grouped_conv(Tape& t, Var x, Var weight, Var bias, int groups, Segments segments);
+struct GumbelCode {
+  Var code;                   // [N, G d]
+  Tensor picks, temperature;  // [N, G] i32, [1]
+};
+// segments outlive the backward.
+GumbelCode gumbel_quantise(Tape& t, Var x, Var codebook, int groups, const GumbelNoise& noise,
+                           Segments segments);
 Var layer_norm(Tape& t, Var x, Var weight, Var bias, float eps);
 Var linear(Tape& t, Var x, Var weight, Var bias = {}, Var residual = {}, Dropout dropout = {},
            Segments segments = {});

@@ -360,6 +360,7 @@ const std::map<std::string, Config, std::less<>>& presets() {
     t["xls-r-2b"] = deep(t["wav2vec2-large"], 1920);
     t["wav2vec2-tiny"] = tiny();
     t["wav2vec2-tiny"].arch = "wav2vec2";
+    t["wav2vec2-tiny"].pretrain.vq_vars = 32;
     t["unispeech-sat-base"] = named("unispeechsat");
     t["unispeech-sat-large"] = large("unispeechsat", false);
     t["wavlm-base"] = t["wavlm-base-plus"] = named("wavlm");

@@ -51,7 +51,9 @@ std::vector<float> values_of(std::string_view name, const Shape& shape, uint64_t
   const bool bias = name.ends_with(".bias");
   const double bound = 1 / std::sqrt(inputs);
   if (name.find("norm.") != std::string_view::npos) return values.constant(bias ? 0 : 1);
-  if (name == "mask_emb" || name == "pretrain.label_emb") return values.uniform(0, 1);
+  if (name == "mask_emb" || name == "pretrain.label_emb" || name == "pretrain.vq.codebook")
+    return values.uniform(0, 1);
+  if (name.starts_with("pretrain.vq.proj.")) return bias ? values.constant(0) : values.normal(1);
   if (name == "task.layer_weights") return values.constant(0);
   if (name.ends_with("rel_gate.scale")) return values.constant(1);
   if (name.starts_with("conv."))

@@ -2,11 +2,12 @@
 // tensor from the site init.NAME, so a tensor's values depend on the seed and its name alone.
 //
 //   conv.*            N(0, 2 / fan_in), biases U(+-1 / sqrt(fan_in))
-//   feat_proj, pretrain.proj, pretrain.distill, task.*        U(+-1 / sqrt(fan_in)), weights and
-//   biases enc.* linear      N(0, 0.02^2), biases 0 pos_conv          v N(0, 4 / (K C)), g its
-//   norms; without a norm U(+-1 / sqrt(fan_in)); bias 0 norms             1 and 0;  mask_emb,
-//   pretrain.label_emb U[0, 1);  task.layer_weights 0 task.rnn.*        U(+-1 / sqrt(H)), all four
-//   tensors
+//   feat_proj, pretrain.proj, .vq_out, .distill, task.*   U(+-1 / sqrt(fan_in)), with biases
+//   enc.* linear      N(0, 0.02^2), biases 0
+//   pos_conv          v N(0, 4 / (K C)), g its norms, bias 0; without a norm U(+-1 / sqrt(fan_in))
+//   norms             1 and 0;  mask_emb, pretrain.label_emb U[0, 1);  task.layer_weights 0
+//   pretrain.vq       codebook U[0, 1), proj N(0, 1), its bias 0
+//   task.rnn.*        U(+-1 / sqrt(H)), all four tensors
 #pragma once
 
 #include <cstdint>

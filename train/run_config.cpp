@@ -286,6 +286,14 @@ void check_pretraining(const RunConfig& c) {
   require(c.pretrain.temperature > 0 && c.pretrain.feature_penalty >= 0 &&
               c.pretrain.feature_grad_mult >= 0,
           "pretrain.temperature, .feature_penalty or .feature_grad_mult is out of range");
+  require(one_of(c.pretrain.objective, {"hubert", "wav2vec2"}),
+          "pretrain.objective is not hubert or wav2vec2");
+  require(between(1, c.pretrain.negatives, 10'000), "pretrain.negatives is not in 1..10000");
+  require(c.pretrain.diversity >= 0 && std::isfinite(c.pretrain.diversity),
+          "pretrain.diversity is out of range");
+  require(c.pretrain.gumbel_start > 0 && c.pretrain.gumbel_floor > 0 &&
+              c.pretrain.gumbel_decay > 0 && c.pretrain.gumbel_decay <= 1,
+          "pretrain.gumbel_start or .gumbel_floor is not above 0, or .gumbel_decay not in (0, 1]");
 }
 
 // What evaluation will be asked for, before hours of training.

@@ -69,10 +69,14 @@ struct RunConfig {
     std::string kind = "ctc";  // ctc, classify, pretrain
   } task;
   struct {
-    std::string targets = "mfcc";  // or hidden:N
-    std::string teacher;           // model of the hidden states; empty: the model itself
+    std::string objective = "hubert";  // or wav2vec2
+    std::string targets = "mfcc";      // or hidden:N
+    std::string teacher;               // model of the hidden states; empty: the model itself
     int64_t clusters = 100, mask_length = 10;
     double mask_prob = 0.8, temperature = 0.1, feature_penalty = 10, feature_grad_mult = 0.1;
+    int64_t negatives = 100;  // this and what follows: wav2vec2
+    double diversity = 0.1;
+    double gumbel_start = 2, gumbel_decay = 0.999995, gumbel_floor = 0.5;
   } pretrain;
   struct {  // defaults of a task: train/probe.h
     int64_t steps = 500, batch = 32, seeds = 1;
@@ -153,11 +157,16 @@ void RunConfig::fields(F&& f) {
   f("ckpt.minutes", ckpt.minutes), f("ckpt.keep", ckpt.keep);
   f("batch.utterances", batch.utterances), f("batch.seconds", batch.seconds);
   f("log.every", log.every);
+  f("pretrain.objective", pretrain.objective);
   f("pretrain.targets", pretrain.targets), f("pretrain.teacher", pretrain.teacher);
   f("pretrain.clusters", pretrain.clusters), f("pretrain.mask_prob", pretrain.mask_prob);
   f("pretrain.mask_length", pretrain.mask_length), f("pretrain.temperature", pretrain.temperature);
   f("pretrain.feature_penalty", pretrain.feature_penalty);
   f("pretrain.feature_grad_mult", pretrain.feature_grad_mult);
+  f("pretrain.negatives", pretrain.negatives), f("pretrain.diversity", pretrain.diversity);
+  f("pretrain.gumbel_start", pretrain.gumbel_start);
+  f("pretrain.gumbel_decay", pretrain.gumbel_decay);
+  f("pretrain.gumbel_floor", pretrain.gumbel_floor);
   f("probe.steps", probe.steps), f("probe.batch", probe.batch), f("probe.seeds", probe.seeds);
   f("probe.lr", probe.lr), f("probe.states", probe.states);
   f("run.seed", run.seed), f("run.threads", run.threads), f("run.math", run.math);

@@ -2,27 +2,14 @@
 #define HWY_TARGET_INCLUDE "engine/ops/cosine_logits.cpp"
 #include <hwy/foreach_target.h>  // compiles this file once per instruction set
 
-#include <cmath>
-
-#include "engine/cpu/simd-inl.h"
+#include "engine/cpu/cosine-inl.h"
 #include "engine/ops/cosine_logits.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sft::HWY_NAMESPACE {
 namespace {
 
-constexpr float kLeastNorm = 1e-8f;
-
-float row_product(const float* a, const float* b, int64_t D) {
-  Vec total = zero();
-  for_vectors(
-      D, [&](int64_t i, int64_t n) { total = hn::MulAdd(load(a + i, n), load(b + i, n), total); });
-  return sum(total);
-}
-
-float inverse_norm(const float* x, int64_t D) {
-  return 1 / std::max(std::sqrt(row_product(x, x, D)), kLeastNorm);
-}
+float inverse_norm(const float* x, int64_t D) { return inverse_norm_of(x, D); }
 
 // to = factor * scales * from
 void scale_row(const float* from, const float* scales, float factor, int64_t V, float* to) {
@@ -31,14 +18,8 @@ void scale_row(const float* from, const float* scales, float factor, int64_t V, 
   });
 }
 
-// dx (+)= g - x (x g) / |x|^2; scale is 1 / |x|, or its bound.
 void project_row(const float* g, const float* x, float scale, int64_t D, float* dx, bool add) {
-  const bool clamped = scale >= 1 / kLeastNorm;
-  const Vec along = set(clamped ? 0 : scale * scale * row_product(x, g, D));
-  for_vectors(D, [&](int64_t i, int64_t n) {
-    const Vec value = hn::NegMulAdd(load(x + i, n), along, load(g + i, n));
-    store(add ? hn::Add(load(dx + i, n), value) : value, dx + i, n);
-  });
+  project_row_off(g, x, scale, D, dx, add);
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "tests/golden_signal.h"
 #include "tests/temporary_folder.h"
 #include "train/corpus.h"
+#include "train/pretrain/contrastive.h"
 #include "train/pretrain/targets.h"
 
 using namespace sft;
@@ -34,18 +35,26 @@ Config tiny_config() {
   return c;
 }
 
+Config tiny_wav2vec2() {
+  Config c = tiny_config();
+  c.arch = "wav2vec2";
+  c.train.feature_dropout = 0;
+  c.pretrain.vq_groups = 2, c.pretrain.vq_vars = 8;
+  return c;
+}
+
 // A folder with a model (model.gguf) and a manifest of `rows` utterances of the built-in speech.
 struct Setup {
   test::TemporaryFolder folder;
   std::string model = folder / "model.gguf", manifest = folder / "speech.tsv";
 
-  explicit Setup(size_t rows) {
+  explicit Setup(size_t rows, const Config& config = tiny_config()) {
     TensorMap tensors;
-    initialise_missing(tensors, backbone_tensors(tiny_config()), 1);
-    save_model(model, "gguf", tiny_config(), tensors);
+    initialise_missing(tensors, backbone_tensors(config), 1);
+    save_model(model, "gguf", config, tensors);
     std::ofstream out(manifest);
     out << "id\tpath\tseconds\n";
-    const Manifest all = read_manifest(find_corpus("pretrain"));
+    const Manifest all = read_manifest(find_corpus("pretrain")).select("train");
     for (size_t i = 0; i < rows; ++i) {
       const Utterance& row = all.rows[i * all.rows.size() / rows];
       out << row.id << "\t" << fs::absolute(row.file).string() << "\t" << row.seconds << "\n";
@@ -169,8 +178,12 @@ TEST_CASE("pretrain: hidden:N are the teacher's states, each utterance as if alo
 
 TEST_CASE("pretrain: the loss falls, and hidden frames are told apart better than by chance") {
   const Setup setup(12);
-  const TrainJob job = setup.job({"train.steps=150", "optim.lr=5e-3", "pretrain.mask_length=3"});
+  TrainJob job = setup.job({"train.steps=150", "optim.lr=5e-3", "pretrain.mask_length=3"});
+  std::string said;
+  job.say = [&](const std::string& line) { said += line + "\n"; };
   const TrainerReport report = pretrain(job);
+  EXPECT(said.find("no split dev: evaluations use 12 rows of the training split\n") !=
+         std::string::npos);
   EXPECT(report.step == 150);
   EXPECT(report.skipped == 0);
   double first = 0, last = 0, accuracy = 0;
@@ -233,4 +246,114 @@ TEST_CASE("pretrain: what cannot be done is said before a run is made") {
   fails({"pretrain.clusters=100000"}, Kind::input, "rows of mfcc in all");
   fails({"pretrain.temperature=0"}, Kind::usage, "pretrain.temperature");
   fails({"eval.select=wer"}, Kind::usage, "eval.select");
+}
+
+TEST_CASE("contrastive: negatives are the other masked frames of the utterance, each as often") {
+  constexpr int32_t kFrames = 5, kEach = 4000;
+  Draws draws(3, 17, 2, fnv1a("negatives"));
+  std::vector<int32_t> rows;
+  draw_negatives(draws, kFrames, kEach, 100, rows);
+  REQUIRE(rows.size() == size_t{kFrames} * kEach);
+  int counts[kFrames][kFrames] = {};
+  for (int32_t i = 0; i < kFrames * kEach; ++i) {
+    REQUIRE((rows[i] >= 100 && rows[i] < 100 + kFrames));
+    ++counts[i / kEach][rows[i] - 100];
+  }
+  for (int m = 0; m < kFrames; ++m)
+    for (int r = 0; r < kFrames; ++r)  // five standard deviations of a share of 1/4
+      EXPECT(std::abs(counts[m][r] - (m == r ? 0 : kEach / 4)) < (m == r ? 1 : 138));
+  std::vector<int32_t> again;
+  Draws same(3, 17, 2, fnv1a("negatives"));
+  draw_negatives(same, kFrames, kEach, 0, again);
+  for (size_t i = 0; i < rows.size(); ++i) REQUIRE(again[i] + 100 == rows[i]);
+}
+
+namespace {
+
+std::vector<std::string> contrastive_settings(const std::vector<std::string>& more) {
+  std::vector<std::string> settings{"pretrain.objective=wav2vec2", "pretrain.mask_prob=0.65",
+                                    "pretrain.negatives=20"};
+  settings.insert(settings.end(), more.begin(), more.end());
+  return settings;
+}
+
+}  // namespace
+
+TEST_CASE("contrastive: hidden frames are told apart better than by chance, by many codes") {
+  const Setup setup(12, tiny_wav2vec2());
+  const TrainJob job =
+      setup.job(contrastive_settings({"train.steps=150", "optim.lr=5e-3", "pretrain.mask_length=3",
+                                      "pretrain.gumbel_decay=0.99"}));
+  const TrainerReport report = pretrain(job);
+  EXPECT(report.step == 150);
+  EXPECT(report.skipped == 0);
+  nlohmann::json dev, update;
+  for (const auto& line : metrics(job.run)) (line.contains("dev.loss") ? dev : update) = line;
+  const double accuracy = dev.at("dev.accuracy"), chance = dev.at("dev.chance");
+  // The run ends near 0.29, five times chance, and a perplexity of 11.
+  EXPECT_MESSAGE(accuracy > 3 * chance, fmt::format("accuracy {}, chance {}", accuracy, chance));
+  const double perplexity = dev.at("dev.code_perplexity");
+  EXPECT_MESSAGE(perplexity > 6, fmt::format("code perplexity {} of 16", perplexity));
+  for (const char* name : {"accuracy", "contrastive", "diversity", "penalty", "perplexity"})
+    EXPECT(update.at(name).get<double>() > 0);
+  EXPECT(update.at("temperature").get<double>() == doctest::Approx(0.5));
+  EXPECT(update.at("loss").get<double>() ==
+         doctest::Approx(update.at("contrastive").get<double>() +
+                         update.at("diversity").get<double>() + update.at("penalty").get<double>())
+             .epsilon(1e-4));
+
+  const ModelFile best = open_model(job.run);
+  EXPECT(best.tensors.find("pretrain.vq.codebook").shape == Shape{16, 8});
+  EXPECT(best.tensors.find("pretrain.vq_out.weight").shape == Shape{16, 16});
+  const std::string folder = setup.folder / "huggingface";
+  save_model(folder, "hf", best.config, best.tensors);
+  const ModelFile exported = open_model(folder);
+  EXPECT(model_id(exported.tensors) == model_id(best.tensors));
+  for (const char* name : {"pretrain.proj.weight", "pretrain.vq.codebook", "pretrain.vq.proj.bias"})
+    EXPECT(exported.tensors.find(name).shape == best.tensors.find(name).shape);
+
+  // Another run goes on with its quantiser.
+  TrainJob next = setup.job(contrastive_settings({"train.steps=1", "optim.lr=0"}));
+  next.model = job.run, next.run = setup.folder / "next";
+  pretrain(next);
+  const ModelFile same = open_model(next.run);
+  const Tensor before = best.tensors.find("pretrain.vq.codebook"),
+               after = same.tensors.find("pretrain.vq.codebook");
+  EXPECT(test::relative_error(after.f32(), before.f32(), before.count()) == 0);
+}
+
+TEST_CASE("contrastive: a resumed run ends with the same bytes") {
+  const Setup setup(6, tiny_wav2vec2());
+  TrainJob job = setup.job(contrastive_settings({"model.dropout=0.1", "model.layerdrop=0.3"}));
+  job.run = setup.folder / "whole";
+  pretrain(job);
+  const std::string whole = job.run + "/ckpt/step-00000010/model.gguf";
+  job.run = setup.folder / "stopped";
+  job.progress = [](int64_t step, double, const std::string&) {
+    if (step == 5) throw std::runtime_error("killed");
+  };
+  DOCTEST_CHECK_THROWS_AS(pretrain(job), std::runtime_error);
+  job.progress = [](int64_t, double, const std::string&) {};
+  job.resume = true;
+  EXPECT(pretrain(job).step == 10);
+  EXPECT(bytes_of_file(job.run + "/ckpt/step-00000010/model.gguf") == bytes_of_file(whole));
+}
+
+TEST_CASE("contrastive: what cannot be done is said before a run is made") {
+  const Setup hubert(3), setup(3, tiny_wav2vec2());
+  const auto fails = [&](const Setup& where, const std::vector<std::string>& settings, Kind kind,
+                         const std::string& what) {
+    const Error e = test::error_of([&] { pretrain(where.job(contrastive_settings(settings))); });
+    EXPECT(e.kind == kind);
+    EXPECT_MESSAGE(e.message.find(what) != std::string::npos, e.message);
+    EXPECT(!fs::exists(where.folder / "run"));
+  };
+  fails(hubert, {}, Kind::usage, "is a hubert model");
+  fails(setup, {"pretrain.objective=bert"}, Kind::usage, "pretrain.objective");
+  fails(setup, {"pretrain.negatives=0"}, Kind::usage, "pretrain.negatives");
+  fails(setup, {"pretrain.gumbel_decay=1.5"}, Kind::usage, "pretrain.gumbel");
+  fails(setup, {"run.device=cuda"}, Kind::resource, "CPU alone");
+  Config odd = tiny_wav2vec2();
+  odd.pretrain.vq_groups = 3;
+  fails(Setup(3, odd), {}, Kind::input, "pretrain.vq.groups 3 does not divide pretrain.dim 16");
 }

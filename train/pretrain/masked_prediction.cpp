@@ -1,17 +1,11 @@
 #include "train/pretrain/masked_prediction.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <functional>
-#include <numeric>
 
-#include "engine/io/file.h"
 #include "engine/ops/add_losses.h"
 #include "engine/ops/right_rows.h"
 #include "engine/transfer.h"
-#include "train/front_end.h"
-#include "train/span_mask.h"
+#include "train/pretrain/masked_objective.h"
 
 namespace sft {
 
@@ -36,10 +30,6 @@ MaskedLosses masked_prediction(Tape& t, const PretrainModel& model, Var features
 
 namespace {
 
-constexpr int32_t kMinMasks = 2;
-constexpr int64_t kKeepAudio = int64_t{256} << 20;  // bytes of decoded audio
-constexpr int kDevBatch = 16;
-
 // Of the masked frames.
 int64_t count_correct(Tensor logits, std::span<const int32_t> labels) {
   int64_t correct = 0;
@@ -50,110 +40,13 @@ int64_t count_correct(Tensor logits, std::span<const int32_t> labels) {
   return correct;
 }
 
-double sum_of_losses(std::span<const float> weights, Tensor losses) {
-  double total = 0;
-  for (size_t i = 0; i < weights.size(); ++i)
-    total += static_cast<double>(weights[i]) * losses.f32()[i];
-  return total;
-}
-
-// One split with its labels.
-class MaskedSplit {
+class ClusterObjective : public MaskedObjective {
  public:
-  MaskedSplit(const RunConfig& config, const Encoder& encoder, const Split& split,
-              const Labels& labels, int64_t cache_bytes)
-      : config_(config),
-        split_(split),
-        labels_(labels),
-        loader_(split.manifest, kDecodeThreads, kKeepAudio),
-        front_end_(encoder, loader_, split.samples(), cache_bytes) {}
-
-  FrontEnd& front_end() { return front_end_; }
-  const FrontEnd& front_end() const { return front_end_; }
-  const Split& split() const { return split_; }
-
-  // Frames of one utterance that update `update` hides; kLargest: as many as any could.
-  static constexpr uint32_t kLargest = ~0u;
-  std::vector<int32_t> mask(uint32_t row, uint32_t update) const {
-    if (update == kLargest) return largest_mask(row);
-    Draws draws(static_cast<uint64_t>(config_.run.seed), split_.manifest.rows[row].index, update,
-                fnv1a("mask_spans"));
-    return span_mask(static_cast<int32_t>(labels_[row].size()), config_.pretrain.mask_prob,
-                     static_cast<int32_t>(config_.pretrain.mask_length), kMinMasks, draws);
-  }
-
-  // Of these rows, end to end; n: masked frames of the whole update.
-  MaskedBatch place(const Batch& rows, uint32_t update, int64_t n) {
-    masked_.clear(), frame_labels_.clear(), penalty_weights_.clear();
-    const double each = 1 / static_cast<double>(std::max<int64_t>(n, 1));
-    int32_t start = 0;
-    for (uint32_t row : rows) {
-      const std::vector<int32_t> hidden = mask(row, update);
-      for (int32_t t : hidden) {
-        masked_.push_back(start + t);
-        frame_labels_.push_back(labels_[row][t] + kSpecialLabels);
-      }
-      penalty_weights_.push_back(static_cast<float>(config_.pretrain.feature_penalty *
-                                                    static_cast<double>(hidden.size()) * each));
-      start += static_cast<int32_t>(labels_[row].size());
-    }
-    weights_.assign(masked_.size(), static_cast<float>(each));
-    return {front_end_.segments(), masked_, frame_labels_, weights_, penalty_weights_};
-  }
-
- private:
-  std::vector<int32_t> largest_mask(uint32_t row) const {
-    const auto frames = static_cast<int32_t>(labels_[row].size());
-    std::vector<int32_t> hidden(most_masked(frames, config_.pretrain.mask_prob,
-                                            static_cast<int32_t>(config_.pretrain.mask_length),
-                                            kMinMasks));
-    std::iota(hidden.begin(), hidden.end(), 0);
-    return hidden;
-  }
-
-  const RunConfig& config_;
-  const Split& split_;
-  const Labels& labels_;
-  AudioLoader loader_;
-  FrontEnd front_end_;
-  std::vector<int32_t> masked_, frame_labels_;
-  std::vector<float> weights_, penalty_weights_;
-};
-
-class MaskedObjective : public Objective {
- public:
-  MaskedObjective(const RunConfig& config, const PretrainModel& model, const Targets& targets,
-                  const Split& train, const Split& dev, int64_t cache_bytes)
-      : config_(config),
+  ClusterObjective(const RunConfig& config, const PretrainModel& model, const Targets& targets,
+                   const Split& train, const Split& dev, int64_t cache_bytes)
+      : MaskedObjective(config, model.encoder, train, dev, /*least=*/1, cache_bytes),
         model_(model),
-        train_(config, model.encoder, train, targets.train, cache_bytes),
-        dev_(config, model.encoder, dev, targets.dev, cache_bytes / 4),
-        dev_batches_(BatchPlan(dev.samples(), {kDevBatch}, 0).groups()) {
-    const Config& c = model.encoder.config;
-    options_.rates = dropout_rates(config, c);
-    options_.layerdrop = config.model.layerdrop < 0 ? c.train.layerdrop : config.model.layerdrop;
-    options_.recompute = config.train.recompute;
-  }
-
-  const std::vector<int64_t>& samples() const override { return train_.front_end().samples(); }
-  void prefetch(const Batch& batch) override { train_.front_end().prefetch(batch); }
-
-  void begin_update(const Rng& rng, const Batch& all) override {
-    update_masked_ = 0;
-    for (uint32_t row : all)
-      update_masked_ += static_cast<int64_t>(train_.mask(row, rng.update).size());
-  }
-
-  void forward(Tape& t, const Batch& batch) override {
-    FrontEnd& front_end = train_.front_end();
-    const Var features = front_end.frames(t, batch);
-    const uint32_t update = t.ctx.dry ? MaskedSplit::kLargest : t.ctx.rng.update;
-    batch_ = train_.place(batch, update, update_masked_);
-    losses_ = masked_prediction(t, model_, features, batch_, options_, config_);
-    t.loss(losses_.cross_entropy);
-    t.loss(losses_.penalty);
-    front_end.give_back(batch);
-  }
+        targets_(targets) {}
 
   std::vector<std::string> details() const override { return {"accuracy", "penalty"}; }
 
@@ -168,59 +61,48 @@ class MaskedObjective : public Objective {
     add(losses_.penalty, batch_.penalty_weights, 2);
   }
 
-  std::string names(const Batch& batch) const override {
-    std::string out;
-    for (uint32_t i : batch) out += (out.empty() ? "" : " ") + train_.split().manifest.rows[i].id;
-    return out;
-  }
-
-  void plan_evaluation(Context& ctx) override {
-    for_each_dev_batch(ctx, [](const MaskedBatch&, const MaskedLosses&) {});
-  }
-
   Scores evaluate(Context& ctx, const std::string& folder) override {
     int64_t masked = 0, correct = 0;
     double loss = 0;
-    for_each_dev_batch(ctx, [&](const MaskedBatch& hidden, const MaskedLosses& losses) {
+    for_each_dev_batch(ctx, [&] {
       ScratchScope host(host_);
-      loss += sum_of_losses(hidden.weights, on_host(ctx, losses.cross_entropy, host_));
-      correct += count_correct(on_host(ctx, losses.logits, host_), hidden.labels);
-      masked += static_cast<int64_t>(hidden.masked.size());
+      loss += sum_of_losses(batch_.weights, on_host(ctx, losses_.cross_entropy, host_));
+      correct += count_correct(on_host(ctx, losses_.logits, host_), batch_.labels);
+      masked += static_cast<int64_t>(batch_.masked.size());
     });
     const double n = static_cast<double>(std::max<int64_t>(masked, 1));
-    Scores scores{.values = {{"loss", loss / n}, {"accuracy", static_cast<double>(correct) / n}}};
-    scores.smaller_is_better = config_.eval.select == "loss";
-    scores.selected = scores.values[scores.smaller_is_better ? 0 : 1].second;
-    write_text(folder + "/scores.json",
-               fmt::format("{{\"loss\":{:.6g},\"accuracy\":{:.6g}}}\n", scores.values[0].second,
-                           scores.values[1].second));
-    return scores;
+    return scored({{"loss", loss / n}, {"accuracy", static_cast<double>(correct) / n}}, folder);
+  }
+
+ protected:
+  void train_losses(Tape& t, Var features, const Batch& rows, uint32_t update) override {
+    batch_ = place(train_, targets_.train, rows, update, update_masked_);
+    losses_ = masked_prediction(t, model_, features, batch_, options_, config_);
+    t.loss(losses_.cross_entropy);
+    t.loss(losses_.penalty);
+  }
+  void dev_losses(Tape& t, Var features, const Batch& rows) override {
+    batch_ = place(dev_, targets_.dev, rows, 0, 1);
+    losses_ = masked_prediction(t, model_, features, batch_, {}, config_);
   }
 
  private:
-  void for_each_dev_batch(Context& ctx,
-                          const std::function<void(const MaskedBatch&, const MaskedLosses&)>& use) {
-    for (const Batch& batch : dev_batches_) {
-      FrontEnd& front_end = dev_.front_end();
-      if (!ctx.dry) front_end.prefetch(batch);
-      ScratchScope acts(ctx.acts), scratch(ctx.scratch);
-      Tape tape(ctx, /*recording=*/false);
-      const Var features = front_end.frames(tape, batch);
-      const MaskedBatch hidden = dev_.place(batch, 0, 1);
-      use(hidden, masked_prediction(tape, model_, features, hidden, {}, config_));
-      front_end.give_back(batch);
-    }
+  // Good until the next call.
+  MaskedBatch place(MaskedSplit& split, const Labels& labels, const Batch& rows, uint32_t update,
+                    int64_t n) {
+    frame_labels_.clear();
+    const HiddenFrames hidden =
+        split.hide(rows, update, n, [&](uint32_t row, std::span<const int32_t> frames) {
+          for (int32_t t : frames) frame_labels_.push_back(labels[row][t] + kSpecialLabels);
+        });
+    return {hidden.segments, hidden.masked, frame_labels_, hidden.weights, hidden.penalty_weights};
   }
 
-  const RunConfig& config_;
   const PretrainModel& model_;
-  MaskedSplit train_, dev_;
-  std::vector<Batch> dev_batches_;
-  EncodeOptions options_;
-  int64_t update_masked_ = 0;
+  const Targets& targets_;
+  std::vector<int32_t> frame_labels_;
   MaskedBatch batch_;
   MaskedLosses losses_;
-  Arena host_;  // copies of what a device computed
 };
 
 }  // namespace
@@ -228,7 +110,7 @@ class MaskedObjective : public Objective {
 std::unique_ptr<Objective> masked_objective(const RunConfig& config, const PretrainModel& model,
                                             const Targets& targets, const Split& train,
                                             const Split& dev, int64_t cache_bytes) {
-  return std::make_unique<MaskedObjective>(config, model, targets, train, dev, cache_bytes);
+  return std::make_unique<ClusterObjective>(config, model, targets, train, dev, cache_bytes);
 }
 
 }  // namespace sft

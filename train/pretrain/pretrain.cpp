@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 
 #include "engine/device.h"
 #include "engine/glob.h"
 #include "engine/memory.h"
 #include "models/initialise.h"
+#include "train/pretrain/contrastive.h"
 #include "train/pretrain/masked_prediction.h"
 
 namespace sft {
@@ -72,12 +74,41 @@ Config pretrained(const Config& base, const RunConfig& c, const std::string& bas
   return config;
 }
 
-// The clusters are new, so is what predicts them.
-TensorMap with_new_head(const TensorMap& base, PretrainModel& model, int64_t seed) {
-  TensorMap tensors = base;
-  std::erase_if(tensors.tensors, [](const auto& t) { return !is_backbone(t.first); });
-  initialise_missing(tensors, tensor_specs(model), static_cast<uint64_t>(seed));
-  return tensors;
+struct Session {
+  const TrainJob& job;
+  ModelFile base;
+  std::string base_id;
+  Config config;
+  Data data;
+};
+
+// The parameters of a model, and the device they lie on.
+struct Bound {
+  std::unique_ptr<cuda::Runtime> gpu;
+  ParamStore store;
+
+  // The backbone of the base and those of its other tensors that `keep` wants; what the model needs
+  // beside them is new.
+  template <class Model>
+  Bound(const Session& s, Model& model, const std::function<bool(const std::string&)>& keep)
+      : gpu(open_device(s.job.config.run.device)), store(gpu.get()) {
+    const RunConfig& c = s.job.config;
+    TensorMap tensors = s.base.tensors;
+    std::erase_if(tensors.tensors,
+                  [&](const auto& t) { return !is_backbone(t.first) && !keep(t.first); });
+    initialise_missing(tensors, tensor_specs(model), static_cast<uint64_t>(c.run.seed));
+    const auto placement = [&](std::string_view name) {
+      return std::any_of(c.train.freeze.begin(), c.train.freeze.end(),
+                         [&](const std::string& pattern) { return glob_match(pattern, name); })
+                 ? -1
+                 : 0;
+    };
+    store.bind(param_requests(model), tensors, s.job.model, placement, {"model"});
+  }
+};
+
+RunDir begin(const Session& s) {
+  return s.job.dry_run ? RunDir(s.job.run) : open_run(s.job, s.base_id);
 }
 
 // Where targets are still to be made: what they are made of.
@@ -113,34 +144,80 @@ Targets targets_of(const TrainJob& job, const RunDir& run, FeatureSource* source
   return targets;
 }
 
+TrainerReport predict_clusters(const Session& s) {
+  const TrainJob& job = s.job;
+  const RunConfig& c = job.config;
+  const std::unique_ptr<FeatureSource> source = source_of(job, s.data.train);
+  PretrainModel model{Encoder(s.config), PretrainHead(s.config, c.pretrain.clusters)};
+  // The clusters are new, so is what predicts them.
+  Bound bound(s, model, [](const std::string&) { return false; });
+  RunDir run = begin(s);
+  const Targets targets = job.dry_run ? blank_targets(c, s.config, s.data)
+                                      : targets_of(job, run, source.get(), s.config, s.data);
+  const auto objective =
+      masked_objective(c, model, targets, s.data.train, s.data.dev, available_memory() / 4);
+  return train(job, s.base_id, s.config, bound.store, {}, *objective, run);
+}
+
+// Of the concatenated codes: that of the file's codebook, or what the predictions have.
+int64_t code_width(const Session& s) {
+  const auto& p = s.config.pretrain;
+  if (const Tensor codebook = s.base.tensors.find("pretrain.vq.codebook");
+      codebook.data && codebook.shape.rank() == 2)
+    return codebook.width() * p.vq_groups;
+  if (p.dim % p.vq_groups)
+    fail(Kind::input, Hint{"sft-init --set wav2vec2.pretrain.vq.groups=2"},
+         "{}: configuration: pretrain.vq.groups {} does not divide pretrain.dim {}",
+         printable(s.base.path), p.vq_groups, p.dim);
+  return p.dim;
+}
+
+// Utterances of one frame have no other frame to be told from.
+void check_negatives(const Session& s) {
+  for (const Split* split : {&s.data.train, &s.data.dev}) {
+    int64_t alone = 0;
+    for (int64_t samples : split->samples()) alone += s.config.frames(samples) < 2;
+    const std::string& name = split->manifest.name;
+    if (alone == static_cast<int64_t>(split->manifest.rows.size()))
+      fail(Kind::input, "{}: no utterance has two frames, so there is nothing to tell apart", name);
+    if (alone)
+      s.job.say(fmt::format("{}: {} of {} utterances have a single frame and are never hidden",
+                            name, alone, split->manifest.rows.size()));
+  }
+}
+
+TrainerReport contrast(const Session& s) {
+  const TrainJob& job = s.job;
+  ContrastiveModel model{Encoder(s.config), ContrastiveHead(s.config, code_width(s))};
+  check_negatives(s);
+  const bool again = s.base.tensors.find("pretrain.vq.codebook").data != nullptr;
+  job.say(again ? "quantiser: the model's, which is trained on" : "quantiser: a new one");
+  Bound bound(s, model, [](const std::string& name) {
+    return name.starts_with("pretrain.proj.") || name.starts_with("pretrain.vq");
+  });
+  RunDir run = begin(s);
+  const auto objective =
+      contrastive_objective(job.config, model, s.data.train, s.data.dev, available_memory() / 4);
+  return train(job, s.base_id, s.config, bound.store, {}, *objective, run);
+}
+
 }  // namespace
 
 TrainerReport pretrain(const TrainJob& job) {
-  const RunConfig& c = job.config;
-  const ModelFile base = open_base(job);
-  const std::string base_id = model_id(base.tensors);
-  if (const auto finished = look_at_run(job, base_id)) return *finished;
-  const Config config = pretrained(base.config, c, base_id);
-  const Data data = read_data(job, config);
-  const std::unique_ptr<FeatureSource> source = source_of(job, data.train);
-  PretrainModel model{Encoder(config), PretrainHead(config, c.pretrain.clusters)};
-  const std::unique_ptr<cuda::Runtime> gpu = open_device(c.run.device);
-  ParamStore store(gpu.get());
-  const auto placement = [&](std::string_view name) {
-    return std::any_of(c.train.freeze.begin(), c.train.freeze.end(),
-                       [&](const std::string& pattern) { return glob_match(pattern, name); })
-               ? -1
-               : 0;
-  };
-  store.bind(param_requests(model), with_new_head(base.tensors, model, c.run.seed), job.model,
-             placement, {"model"});
-  RunDir run(job.run);
-  if (!job.dry_run) run = open_run(job, base_id);
-  const Targets targets = job.dry_run ? blank_targets(c, config, data)
-                                      : targets_of(job, run, source.get(), config, data);
-  const auto objective =
-      masked_objective(c, model, targets, data.train, data.dev, available_memory() / 4);
-  return train(job, base_id, config, store, {}, *objective, run);
+  Session s{job, open_base(job), {}, {}, {}};
+  const bool contrastive = job.config.pretrain.objective == "wav2vec2";
+  if (contrastive && s.base.config.arch != "wav2vec2")
+    fail(Kind::usage, Hint{"sft-init wav2vec2-base makes one"},
+         "{}: is a {} model, the objective wav2vec2 trains a wav2vec2 model",
+         printable(s.base.path), s.base.config.arch);
+  if (contrastive && job.config.run.device != "cpu")
+    fail(Kind::resource, Hint{"--device cpu"},
+         "the objective wav2vec2 runs on the CPU alone: its ops have no CUDA kernels");
+  s.base_id = model_id(s.base.tensors);
+  if (const auto finished = look_at_run(job, s.base_id)) return *finished;
+  s.config = pretrained(s.base.config, job.config, s.base_id);
+  s.data = read_data(job, s.config);
+  return contrastive ? contrast(s) : predict_clusters(s);
 }
 
 }  // namespace sft

@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from tiny import MODELS, canonical, ctc, last_state, load, prepare, rng, save, signal
+from tiny import MODELS, Scale, canonical, ctc, last_state, load, prepare, rng, save, signal
 
 UPDATES, HEAD_ONLY, RATE, CLIP, BATCH, VOCAB = 20, 2, 1e-3, 1.0, 4, 9
 POOL = [(101, 6400), (102, 9000), (103, 7321), (104, 14400),                    # seed, samples
@@ -132,17 +132,6 @@ def schedule():
         spots = [0, 1, warm - 1, warm, hold - 1, hold, hold + 1, n - 1]
         out[f'spots.{n}'] = torch.tensor([[u, lr_factor(u, n)] for u in spots], dtype=torch.float64)
     save('schedule', out)
-
-
-class Scale(torch.autograd.Function):
-    """Identity forward, gradient times m: the gradient that enters the convolutions in pre-training."""
-    @staticmethod
-    def forward(ctx, x, m):
-        ctx.m = m
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, g): return ctx.m * g, None
 
 
 def masked_prediction():

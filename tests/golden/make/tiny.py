@@ -132,6 +132,17 @@ def states(model, name, samples):
     return [h[0] for h in out.hidden_states[:-1]] + [out.last_hidden_state[0]]
 
 
+class Scale(torch.autograd.Function):
+    """Identity forward, gradient times m: the gradient that enters the convolutions in pre-training."""
+    @staticmethod
+    def forward(ctx, x, m):
+        ctx.m = m
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g): return ctx.m * g, None
+
+
 def ctc(logits, target):
     """[T, V], [U] -> -log p, blank 0."""
     logp = torch.log_softmax(logits, -1)[:, None]
