@@ -97,6 +97,20 @@ void MaskedObjective::plan_evaluation(Context& ctx) {
   for_each_dev_batch(ctx, [] {});
 }
 
+int64_t MaskedObjective::held_bytes(int64_t batch_samples) const {
+  constexpr auto kFloat = static_cast<int64_t>(sizeof(float));
+  const FrontEnd &train = train_.front_end(), &dev = dev_.front_end();
+  int64_t dev_samples = 0;
+  for (const Batch& batch : dev_batches_) {
+    int64_t samples = 0;
+    for (uint32_t row : batch) samples += dev.samples()[row];
+    dev_samples = std::max(dev_samples, samples);
+  }
+  return train.cache_bytes() + dev.cache_bytes() +
+         train.audio_bytes(2 * batch_samples * kFloat, kKeepAudio) +
+         dev.audio_bytes(dev_samples * kFloat, kKeepAudio);
+}
+
 void MaskedObjective::for_each_dev_batch(Context& ctx, const std::function<void()>& use) {
   FrontEnd& front_end = dev_.front_end();
   for (const Batch& batch : dev_batches_) {

@@ -63,6 +63,7 @@ class MaskedObjective : public Objective {
   void forward(Tape& t, const Batch& batch) override;
   std::string names(const Batch& batch) const override;
   void plan_evaluation(Context& ctx) override;
+  int64_t held_bytes(int64_t batch_samples) const override;
 
  protected:
   // Forward of a micro-batch of the training split to the losses of the tape, with the frames
