@@ -9,44 +9,17 @@
 // Numbers  f32 sums; the same bits every run
 #include "engine/ops/cosine_logits.h"
 
+#include "engine/cuda/cosine.cuh"
 #include "engine/cuda/gemm.h"
-#include "engine/cuda/reduce.cuh"
-#include "engine/cuda/row.cuh"
-#include "engine/cuda/runtime.h"
 
 namespace sft::cuda {
 namespace {
-
-constexpr int kWarps = 8;  // rows of a block
-constexpr float kLeastNorm = 1e-8f;
-
-template <class T>
-__device__ float row_product(const T* a, bool a_whole, const float* b, bool b_whole, int D) {
-  float sum = 0;
-  for (int c = lane() * 8; c < D; c += 256) {
-    const Float8 x = load_row(a, c, D, a_whole), y = load_row(b, c, D, b_whole);
-#pragma unroll
-    for (int k = 0; k < 8; ++k) sum += x.v[k] * y.v[k];
-  }
-  return warp_sum(sum);
-}
-
-template <class T>
-__global__ void inverse_norms_kernel(Matrix<T> x, float* scales, int64_t rows, int D) {
-  const int64_t row = blockIdx.x * int64_t{kWarps} + warp();
-  if (row >= rows) return;
-  float sum = 0;
-  for (int c = lane() * 8; c < D; c += 256)
-    for (const float v : load_row(x.row(row), c, D, x.whole).v) sum += v * v;
-  sum = warp_sum(sum);
-  if (lane() == 0) scales[row] = 1 / fmaxf(sqrtf(sum), kLeastNorm);
-}
 
 // to_nv = from_nv rows_n columns_v / temperature; a warp per row.
 template <class T>
 __global__ void scale_kernel(Matrix<float> from, const float* rows, const float* columns,
                              float temperature, Matrix<T> to, int64_t N, int V) {
-  const int64_t n = blockIdx.x * int64_t{kWarps} + warp();
+  const int64_t n = blockIdx.x * int64_t{kCosineWarps} + warp();
   if (n >= N) return;
   const float factor = rows[n] / temperature;
   for (int c = lane() * 8; c < V; c += 256) {
@@ -56,46 +29,11 @@ __global__ void scale_kernel(Matrix<float> from, const float* rows, const float*
   }
 }
 
-// dx (+)= g - x (x g) / |x|^2; scale is 1 / |x|, or its bound.
-template <class T, class To>
-__global__ void project_kernel(Matrix<float> g, Matrix<T> x, const float* scales, Matrix<To> dx,
-                               bool add, int64_t rows, int D) {
-  const int64_t row = blockIdx.x * int64_t{kWarps} + warp();
-  if (row >= rows) return;
-  const float scale = scales[row];
-  const float product = row_product(x.row(row), x.whole, g.row(row), g.whole, D);
-  const float along = scale >= 1 / kLeastNorm ? 0 : scale * scale * product;
-  for (int c = lane() * 8; c < D; c += 256) {
-    const Float8 vector = load_row(x.row(row), c, D, x.whole);
-    const Float8 gradient = load_row(g.row(row), c, D, g.whole);
-    Float8 out{};
-    if (add) out = load_row(dx.row(row), c, D, dx.whole);
-#pragma unroll
-    for (int k = 0; k < 8; ++k) out.v[k] += gradient.v[k] - along * vector.v[k];
-    store_row(dx.row(row), c, D, dx.whole, out);
-  }
-}
-
-dim3 blocks(Tensor rows) { return dim3(ceil_div(rows.rows(), kWarps)); }
-
-template <class T>
-void inverse_norms(Context& ctx, Tensor x, Tensor scales) {
-  launch(inverse_norms_kernel<T>, blocks(x), dim3(32 * kWarps), 0, ctx.gpu->stream(), matrix<T>(x),
-         scales.f32(), x.rows(), static_cast<int>(x.width()));
-}
-
 template <class T>
 void scale(Context& ctx, Tensor from, const CosineLogitsOut& out, float temperature, Tensor to) {
-  launch(scale_kernel<T>, blocks(from), dim3(32 * kWarps), 0, ctx.gpu->stream(),
+  launch(scale_kernel<T>, cosine_blocks(from.rows()), dim3(32 * kCosineWarps), 0, ctx.gpu->stream(),
          matrix<float>(from), out.x_scale.f32(), out.e_scale.f32(), temperature, matrix<T>(to),
          from.rows(), static_cast<int>(from.width()));
-}
-
-template <class T, class To>
-void project(Context& ctx, Tensor g, Tensor x, Tensor scales, Grad dx) {
-  launch(project_kernel<T, To>, blocks(x), dim3(32 * kWarps), 0, ctx.gpu->stream(),
-         matrix<float>(g), matrix<T>(x), scales.f32(), matrix<To>(dx.to), dx.add, x.rows(),
-         static_cast<int>(x.width()));
 }
 
 }  // namespace

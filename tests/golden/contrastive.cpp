@@ -1,9 +1,11 @@
 // wav2vec 2.0's loss and its gradients against transformers in float64 (tests/golden/README.md).
 #include "train/pretrain/contrastive.h"
 
+#include "engine/transfer.h"
 #include "models/checkpoint.h"
 #include "tests/doctest.h"
 #include "tests/golden_signal.h"
+#include "tests/op_spec.h"
 
 using namespace sft;
 using test::GoldenFile;
@@ -64,18 +66,20 @@ double error_of(std::string_view name, const float* ours, const std::vector<floa
   return 100 * worst;
 }
 
-}  // namespace
-
-TEST_CASE("golden: contrastive pre-training and its gradients equal transformers' in float64") {
+void check_contrastive(Where where) {
   const GoldenFile values("contrastive.safetensors");
   const ModelFile file = open_model(test::golden("models/wav2vec2-group"));
   ContrastiveModel model{Encoder(file.config), ContrastiveHead(file.config, 16)};
-  ParamStore store;
+  OpRun run(/*poison=*/true, kSeed, kUpdate, where);
+  ParamStore store(run.ctx.gpu);
   store.bind(param_requests(model), file.tensors, "golden", [](std::string_view) { return 0; },
              {"all"});
-  Arena acts(int64_t{1} << 36, true), scratch(int64_t{1} << 36, true);
-  Context ctx{
-      .acts = acts, .scratch = scratch, .prepared = store.prepared(), .rng = {kSeed, kUpdate}};
+  Context ctx{.device = where.device,
+              .acts = run.acts,
+              .scratch = run.scratch,
+              .prepared = store.prepared(),
+              .rng = {kSeed, kUpdate},
+              .gpu = run.ctx.gpu};
   Tape tape(ctx);
   const Given given(values);
   WavePack pack;
@@ -93,29 +97,42 @@ TEST_CASE("golden: contrastive pre-training and its gradients equal transformers
   tape.backward();
   store.zero_unwritten();
 
+  Arena host;
+  const auto here = [&](Tensor t) { return on_host(ctx, t, host); };
   const auto close = [&](const char* name, double ours, double tolerance) {
     const double theirs = values.values(name)[0];
     EXPECT_MESSAGE(std::abs(ours - theirs) < tolerance * std::abs(theirs),
                    fmt::format("{} is {} (expected {})", name, ours, theirs));
   };
-  const double nats = sum_of_losses(given.weights, losses.contrastive);
-  const double diversity = *losses.diversity.loss.value.f32();
+  const double nats = sum_of_losses(given.weights, here(losses.contrastive));
+  const double diversity = *here(losses.diversity.loss).f32();
+  const double penalty = sum_of_losses(given.penalty_weights, here(losses.penalty));
   close("contrastive", nats, 1e-5);
   close("diversity", diversity, 1e-5);
-  close("perplexity", *losses.diversity.perplexity.f32(), 1e-5);
-  close("loss", nats + 0.1 * diversity + sum_of_losses(given.penalty_weights, losses.penalty),
-        1e-5);
-  EXPECT(*losses.temperature.f32() == doctest::Approx(2 * std::pow(0.9, 7)));
+  close("perplexity", *here(losses.diversity.perplexity).f32(), 1e-5);
+  close("loss", nats + 0.1 * diversity + penalty, 1e-5);
+  EXPECT(*here(losses.temperature).f32() == doctest::Approx(2 * std::pow(0.9, 7)));
   const auto same = [&](const char* name, Tensor ours) {
     const std::vector<float> theirs = values.values(name);
-    EXPECT(test::relative_error(ours.f32(), theirs.data(), ours.count()) < 1e-5);
+    EXPECT(test::relative_error(here(ours).f32(), theirs.data(), ours.count()) < 1e-5);
   };
   same("mean_square", losses.penalty.value);
   same("targets", losses.targets.value);
   same("predictions", losses.predictions.value);
+  const Tensor gradients = store.on_host(store.grad(), host);
   for (const ParamStore::Named& named : store.named()) {
-    const float* ours = store.grad().f32() + (named.value.f32() - store.master().f32());
+    const float* ours = gradients.f32() + (named.value.f32() - store.master().f32());
     const double error = error_of(named.name, ours, values.values("grad." + named.name));
     EXPECT_MESSAGE(error < 1e-4, fmt::format("{}: {:.3g}", named.name, error));
   }
+}
+
+}  // namespace
+
+TEST_CASE("golden: contrastive pre-training and its gradients equal transformers' in float64") {
+  check_contrastive({});
+}
+TEST_CASE("golden: contrastive pre-training and its gradients on cuda, exact") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  check_contrastive({Device::cuda, Dtype::f32});
 }

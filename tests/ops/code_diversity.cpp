@@ -49,6 +49,7 @@ const RegisterOp spec(OpSpec{
           const auto n = static_cast<double>(c.T() * c.dims[0] * c.dims[1]);
           return Cost{.bytes = 12 * n, .flops = 20 * n};
         },
+    .cuda = true,
     .terms = 131,
     .roundings = 0,  // the loss is f32
     .gradient_roundings = 1,

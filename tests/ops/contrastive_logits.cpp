@@ -90,6 +90,7 @@ const RegisterOp spec(OpSpec{
                      D = static_cast<double>(c.dims[1]);
           return Cost{.bytes = 4 * N * (1 + K + 2 * D), .flops = 2 * N * (1 + K) * D};
         },
+    .cuda = true,
     .terms = 257,
     // logits are f32; a gradient is rounded once
     .roundings = 0,

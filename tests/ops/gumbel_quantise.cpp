@@ -83,6 +83,7 @@ const RegisterOp spec(OpSpec{
           return Cost{.bytes = 4 * n * static_cast<double>(3 * c.dims[1] + 2 * c.dims[2]),
                       .flops = 40 * n * static_cast<double>(c.dims[1])};
         },
+    .cuda = true,
     .terms = 40,
 });
 

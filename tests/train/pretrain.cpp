@@ -352,7 +352,6 @@ TEST_CASE("contrastive: what cannot be done is said before a run is made") {
   fails(setup, {"pretrain.objective=bert"}, Kind::usage, "pretrain.objective");
   fails(setup, {"pretrain.negatives=0"}, Kind::usage, "pretrain.negatives");
   fails(setup, {"pretrain.gumbel_decay=1.5"}, Kind::usage, "pretrain.gumbel");
-  fails(setup, {"run.device=cuda"}, Kind::resource, "CPU alone");
   Config odd = tiny_wav2vec2();
   odd.pretrain.vq_groups = 3;
   fails(Setup(3, odd), {}, Kind::input, "pretrain.vq.groups 3 does not divide pretrain.dim 16");

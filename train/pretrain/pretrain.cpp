@@ -210,9 +210,6 @@ TrainerReport pretrain(const TrainJob& job) {
     fail(Kind::usage, Hint{"sft-init wav2vec2-base makes one"},
          "{}: is a {} model, the objective wav2vec2 trains a wav2vec2 model",
          printable(s.base.path), s.base.config.arch);
-  if (contrastive && job.config.run.device != "cpu")
-    fail(Kind::resource, Hint{"--device cpu"},
-         "the objective wav2vec2 runs on the CPU alone: its ops have no CUDA kernels");
   s.base_id = model_id(s.base.tensors);
   if (const auto finished = look_at_run(job, s.base_id)) return *finished;
   s.config = pretrained(s.base.config, job.config, s.base_id);
