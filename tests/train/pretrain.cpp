@@ -15,6 +15,7 @@
 #include "tests/doctest.h"
 #include "tests/golden_signal.h"
 #include "tests/temporary_folder.h"
+#include "tests/train/tiny_speech.h"
 #include "train/corpus.h"
 #include "train/pretrain/contrastive.h"
 #include "train/pretrain/targets.h"
@@ -337,6 +338,25 @@ TEST_CASE("contrastive: a resumed run ends with the same bytes") {
   job.resume = true;
   EXPECT(pretrain(job).step == 10);
   EXPECT(bytes_of_file(job.run + "/ckpt/step-00000010/model.gguf") == bytes_of_file(whole));
+}
+
+TEST_CASE("contrastive: utterances of a single frame train nothing, and are counted") {
+  const Setup setup(2, tiny_wav2vec2());
+  test::write_wav(setup.folder / "click.wav", test::golden_signal(1, 410));
+  std::ofstream(setup.manifest, std::ios::app)
+      << "click\t" << (setup.folder / "click.wav") << "\t0.0256\n";
+  TrainJob job =
+      setup.job(contrastive_settings({"train.steps=3", "batch.utterances=1", "batch.seconds=0"}));
+  std::string said;
+  job.say = [&](const std::string& line) { said += line + "\n"; };
+  EXPECT(pretrain(job).skipped == 0);
+  EXPECT_MESSAGE(said.find("1 of 3 utterances have a single frame and are never hidden\n") !=
+                     std::string::npos,
+                 said);
+  double least = 1;  // of the three updates, one has nothing to learn from
+  for (const auto& line : metrics(job.run))
+    if (line.contains("contrastive")) least = std::min(least, line.at("contrastive").get<double>());
+  EXPECT(least == 0);
 }
 
 TEST_CASE("contrastive: what cannot be done is said before a run is made") {

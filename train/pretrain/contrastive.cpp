@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/check.h"
 #include "engine/ops/add_losses.h"
 #include "engine/ops/right_rows.h"
 #include "engine/transfer.h"
@@ -54,6 +55,7 @@ GumbelNoise gumbel_noise(const RunConfig& config) {
 
 void draw_negatives(Draws& draws, int32_t M, int64_t each, int32_t first,
                     std::vector<int32_t>& rows) {
+  CHECK(M >= 2, "negatives: {} masked frames, expected two or more", M);
   for (int32_t m = 0; m < M; ++m)
     for (int64_t k = 0; k < each; ++k) {
       const auto r = static_cast<int32_t>(draws.below(static_cast<uint32_t>(M - 1)));

@@ -36,12 +36,15 @@ std::vector<int32_t> MaskedSplit::largest_mask(int32_t frames) const {
   return hidden;
 }
 
-std::vector<int32_t> MaskedSplit::mask(uint32_t row, uint32_t update) const {
-  if (update == kLargest) return largest_mask(frames_[row]);
+std::vector<int32_t> MaskedSplit::drawn_mask(uint32_t row, uint32_t update) const {
   Draws draws(static_cast<uint64_t>(config_.run.seed), utterance(row), update, fnv1a("mask_spans"));
+  return span_mask(frames_[row], config_.pretrain.mask_prob,
+                   static_cast<int32_t>(config_.pretrain.mask_length), kMinMasks, draws);
+}
+
+std::vector<int32_t> MaskedSplit::mask(uint32_t row, uint32_t update) const {
   std::vector<int32_t> frames =
-      span_mask(frames_[row], config_.pretrain.mask_prob,
-                static_cast<int32_t>(config_.pretrain.mask_length), kMinMasks, draws);
+      update == kLargest ? largest_mask(frames_[row]) : drawn_mask(row, update);
   if (frames.size() < least_) frames.clear();
   return frames;
 }

@@ -40,6 +40,7 @@ class MaskedSplit {
 
  private:
   std::vector<int32_t> largest_mask(int32_t frames) const;
+  std::vector<int32_t> drawn_mask(uint32_t row, uint32_t update) const;
 
   const RunConfig& config_;
   const Split& split_;
