@@ -95,8 +95,9 @@ std::vector<TensorSpec> pretrain_tensors_of(const StoredModel& model) {
 // Every tensor that is asked for is there with its shape, and none that nobody knows.
 void check_tensors(StoredModel& model) {
   std::vector<std::string> known;
-  for (const auto& specs :
-       {backbone_tensors(model.config), task_tensors(model), pretrain_tensors_of(model)})
+  std::vector<TensorSpec> backbone;
+  if (!is_head_alone(model.config)) backbone = backbone_tensors(model.config);
+  for (const auto& specs : {backbone, task_tensors(model), pretrain_tensors_of(model)})
     for (const TensorSpec& spec : specs) {
       check_tensor(model, spec.name, spec.shape);
       known.push_back(spec.name);
@@ -198,7 +199,44 @@ void complete(StoredModel& model) {
       "pos_conv.0.weight: kept as weight_v, and weight_g made as the norm of its taps");
 }
 
+// Leaves the rest out, and says what.
+void keep_part(StoredModel& model, Part part) {
+  const bool alone = is_head_alone(model.config), encoder = part == Part::encoder;
+  if (alone && (part == Part::model || encoder))
+    fail(Kind::input, Hint{"sft-merge --head-from puts it on a model"},
+         "{}: is a head alone (expected a model)", printable(model.path));
+  if (part == Part::head && model.config.task.kind.empty())
+    fail(Kind::input, "{}: has no task head", printable(model.path));
+  if (part == Part::model || part == Part::any) return;
+  size_t encoders = 0;
+  for (auto it = model.tensors.begin(); it != model.tensors.end();) {
+    const std::string& name = it->first;
+    if (encoder ? is_backbone(name) : name.starts_with("task.")) {
+      ++it;
+      continue;
+    }
+    if (is_backbone(name))
+      ++encoders;
+    else
+      model.remarks.push_back(fmt::format("{} {}: not part of the {}, left out", name,
+                                          it->second.shape, encoder ? "encoder" : "head"));
+    it = model.tensors.erase(it);
+  }
+  if (encoders)
+    model.remarks.push_back(fmt::format("the encoder ({} tensors): left out", encoders));
+  if (encoder)
+    model.config.task = {}, model.config.pretrain.distill.clear();
+  else
+    model.config.provenance.set(std::string(kPartKey), std::string("head"));
+}
+
 }  // namespace
+
+bool is_head_alone(const Config& config) {
+  const MetadataValue* part = config.provenance.find(kPartKey);
+  const auto* name = part ? std::get_if<std::string>(part) : nullptr;
+  return name && *name == "head";
+}
 
 void StoredTensor::read(std::span<std::byte> to, uint64_t first) const {
   if (file)
@@ -209,23 +247,24 @@ void StoredTensor::read(std::span<std::byte> to, uint64_t first) const {
     std::fill(to.begin(), to.end(), std::byte{0});
 }
 
-StoredModel open_stored_model(const std::string& path) {
+StoredModel open_stored_model(const std::string& path, Part part) {
   std::vector<std::string> remarks;
   std::string at = path;
   if (fs::is_directory(at) && fs::exists(at + "/run.toml")) at = best_checkpoint(at, remarks);
   if (fs::is_directory(at) && fs::exists(at + "/model.gguf")) at += "/model.gguf";
   StoredModel model;
   if (is_huggingface_folder(at)) {
-    model = open_huggingface(at);
+    model = open_huggingface(at, part != Part::encoder);
   } else if (fs::is_directory(at)) {
     fail(Kind::input, "{}: this folder is no model (expected config.json, or a run)", path);
   } else {
-    model = is_torch_file(at) ? open_torch_model(at) : open_file(at);
+    model = is_torch_file(at) ? open_torch_model(at, part != Part::encoder) : open_file(at);
   }
   model.path = path;
   model.remarks.insert(model.remarks.begin(), remarks.begin(), remarks.end());
   if (model.format != "gguf" && model.format != "safetensors") complete(model);
   check_tensors(model);
+  keep_part(model, part);
   std::set<std::string> files;
   for (const auto& [name, tensor] : model.tensors)
     if (tensor.file) files.insert(tensor.file->path());
@@ -233,8 +272,8 @@ StoredModel open_stored_model(const std::string& path) {
   return model;
 }
 
-ModelFile open_model(const std::string& path) {
-  const StoredModel stored = open_stored_model(path);
+ModelFile open_model(const std::string& path, Part part) {
+  const StoredModel stored = open_stored_model(path, part);
   ModelFile model{.path = path, .format = stored.format, .config = stored.config};
   model.in_file = stored.in_file;
   model.files = stored.files, model.remarks = stored.remarks;
@@ -261,6 +300,10 @@ std::string size_label(int64_t parameters) {
 
 std::string loaded_text(const ModelFile& model, std::string_view id) {
   const Config& c = model.config;
+  if (is_head_alone(c))
+    return fmt::format("loaded {}/{} tensors, a {} {} head of {} units on {}, {} wide",
+                       model.tensors.tensors.size(), model.in_file, c.task.head, c.task.kind,
+                       c.task.units.size(), c.arch, c.width);
   return fmt::format("loaded {}/{} tensors, {}, {} layers of {}, {} parameters, id {}",
                      static_cast<int64_t>(model.tensors.tensors.size()) - model.made, model.in_file,
                      c.arch, c.layers, c.width, size_label(parameter_count(model.tensors)), id);
@@ -375,7 +418,7 @@ Config with_size_label(const Config& config, const std::vector<TensorSpec>& tens
   for (const TensorSpec& tensor : tensors)
     if (is_backbone(tensor.name)) parameters += tensor.shape.count();
   Config labelled = config;
-  labelled.provenance.set("general.size_label", size_label(parameters));
+  if (parameters) labelled.provenance.set("general.size_label", size_label(parameters));
   return labelled;
 }
 
@@ -383,6 +426,9 @@ Config with_size_label(const Config& config, const std::vector<TensorSpec>& tens
 
 ModelWriter::ModelWriter(const std::string& path, std::string_view format, const Config& config,
                          std::vector<TensorSpec> tensors, Existing existing) {
+  if (is_head_alone(config) && format != "gguf" && format != "safetensors")
+    fail(Kind::usage, Hint{"name the output .gguf or .safetensors"},
+         "{}: only GGUF and safetensors hold a head alone", printable(path));
   check_model_destination(path, format, existing);
   const Config labelled = with_size_label(config, tensors);
   if (format == "hf") {
@@ -401,6 +447,7 @@ ModelWriter::ModelWriter(const std::string& path, std::string_view format, const
     for (const std::string& name : torch.made_names)
       made_.emplace_back(name, torch.made.find(name));
     keep_ = std::move(torch.made.keep);
+    if (!torch.dictionary.empty()) add_beside(path, torch.dictionary, existing);
     return;
   }
   Metadata metadata = metadata_from_config(labelled);
@@ -410,6 +457,15 @@ ModelWriter::ModelWriter(const std::string& path, std::string_view format, const
           ? create_gguf(path, metadata, std::move(tensors), existing)
           : create_safetensors(path, metadata_to_strings(metadata), std::move(tensors), existing));
   tensors_ = writer_->tensors();
+}
+
+// A text that other programs look for in the same folder, and that several models may share.
+void ModelWriter::add_beside(const std::string& path, const std::string& text, Existing existing) {
+  const std::string file = parent_directory(path) + "/dict.ltr.txt";
+  dropped_.push_back(fmt::format("{}: the units of its head, for fairseq", file));
+  if (fs::exists(file) && read_text(file) == text) return;
+  check_destination(file, existing);
+  beside_ = {file, text};
 }
 
 void ModelWriter::write(const TensorMap& tensors) {
@@ -428,6 +484,7 @@ void ModelWriter::finish() {
     else
       writer_->place(tensors_.size() + i, 0, bytes);
   }
+  if (!beside_.first.empty()) write_text(beside_.first, beside_.second, Existing::replace);
   writer_->finish();
   if (folder_) folder_->commit();
 }
@@ -436,7 +493,8 @@ std::vector<std::string> save_model(const std::string& path, std::string_view fo
                                     const Config& config, const TensorMap& tensors,
                                     Existing existing, Dtype products) {
   // q, k and v behind each other
-  std::vector<TensorSpec> specs = backbone_tensors(config, products);
+  std::vector<TensorSpec> specs;
+  if (!is_head_alone(config)) specs = backbone_tensors(config, products);
   std::erase_if(specs, [](const TensorSpec& spec) { return !is_backbone(spec.name); });
   for (const auto& [name, tensor] : tensors.tensors)
     if (!is_backbone(name)) specs.push_back({name, tensor.shape, Dtype::f32});

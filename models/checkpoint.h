@@ -43,8 +43,20 @@ struct StoredModel {
   std::vector<std::string> remarks;  // what was dropped or made, or is not as one might expect
 };
 
+// What is read of a model.
+enum class Part {
+  model,    // all of it; a file that holds a head alone is Kind::input
+  encoder,  // the backbone; heads are left out, and their vocabularies not looked at
+  head,     // task.* alone; Kind::input if there is none
+  any,      // what there is, a head alone too
+};
+// A file that holds a head alone (sft-convert --part head): its configuration is that of the model
+// it is from, and says so under this key.
+constexpr std::string_view kPartKey = "sft.part";
+bool is_head_alone(const Config& config);
+
 // A run stands for its best checkpoint; an unfinished run gives a remark.
-StoredModel open_stored_model(const std::string& path);
+StoredModel open_stored_model(const std::string& path, Part part = Part::model);
 
 struct ModelFile {
   std::string path;    // as it was given
@@ -58,10 +70,11 @@ struct ModelFile {
 };
 
 // The same, with its tensors mapped.
-ModelFile open_model(const std::string& path);
+ModelFile open_model(const std::string& path, Part part = Part::model);
 
 // "loaded 211/211 tensors, hubert, 12 layers of 768, 94M parameters, id 8c1f...": what a program
-// that read a model says of it.
+// that read a model says of it. Of a head alone: "loaded 2/213 tensors, a linear ctc head of 32
+// units on hubert, 768 wide".
 std::string loaded_text(const ModelFile& model, std::string_view id);
 int64_t parameter_count(const TensorMap& tensors);  // of the backbone
 std::string size_label(int64_t parameters);         // "94M", as in general.size_label
@@ -106,18 +119,22 @@ class ModelWriter {
   void finish();
 
  private:
+  void add_beside(const std::string& path, const std::string& text, Existing existing);
+
   std::vector<TensorSpec> tensors_;
   std::vector<std::string> dropped_;
-  std::unique_ptr<OutputDirectory> folder_;  // of a Hugging Face folder
+  std::pair<std::string, std::string> beside_;  // a small file of the same folder, and its text
+  std::unique_ptr<OutputDirectory> folder_;     // of a Hugging Face folder
   std::unique_ptr<TensorWriter> writer_;
   std::vector<std::pair<std::string, Tensor>> made_;  // of the container alone, behind tensors_
   std::vector<std::shared_ptr<const void>> keep_;     // what made_ views
   bool written_ = false;                              // by write()
 };
 
-// Writes all tensors (backbone, pretrain.*, task.* where the container can hold them) as f32, but
-// matrices of the backbone that only products read as `products` (q8_0: those of whole blocks; GGUF
-// alone holds it). What the container cannot hold is returned, one line each.
+// Writes all tensors (backbone, pretrain.*, task.* where the container can hold them; of a head
+// alone task.*, which only GGUF and safetensors hold: else Kind::usage) as f32, but matrices of the
+// backbone that only products read as `products` (q8_0: those of whole blocks; GGUF alone holds
+// it). What the container cannot hold is returned, one line each.
 std::vector<std::string> save_model(const std::string& path, std::string_view format,
                                     const Config& config, const TensorMap& tensors,
                                     Existing existing = Existing::refuse,

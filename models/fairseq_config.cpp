@@ -409,13 +409,60 @@ TorchTree model_settings(const Config& c) {
   return Tree::dict(std::move(items));
 }
 
-TorchTree task_settings(const Config& c) {
+namespace {
+
+// fairseq takes no other keys: only HuBERT's task has a label_rate.
+std::vector<std::pair<std::string, TorchTree>> task_items(const Config& c) {
   using Tree = TorchTree;
   const bool hubert = c.arch == "hubert";
-  return Tree::dict({{"_name", Tree::text(hubert ? "hubert_pretraining" : "audio_pretraining")},
-                     {"normalize", Tree::boolean(c.normalize)},
-                     {"sample_rate", Tree::integer(16000)},
-                     {"label_rate", Tree::real(16000.0 / static_cast<double>(c.hop()))}});
+  std::vector<std::pair<std::string, Tree>> items = {
+      {"_name", Tree::text(hubert ? "hubert_pretraining" : "audio_pretraining")},
+      {"normalize", Tree::boolean(c.normalize)},
+      {"sample_rate", Tree::integer(16000)}};
+  if (hubert) items.emplace_back("label_rate", Tree::real(16000.0 / static_cast<double>(c.hop())));
+  return items;
+}
+
+// Of the model inside a fine-tuned one: with no labels fairseq looks for no dictionaries of
+// classes.
+TorchTree pretrained_task(const Config& c) {
+  std::vector<std::pair<std::string, TorchTree>> items = task_items(c);
+  items.emplace_back("data", TorchTree::none());
+  if (c.arch == "hubert") items.emplace_back("labels", TorchTree::list({}));
+  return TorchTree::dict(std::move(items));
+}
+
+}  // namespace
+
+TorchTree task_settings(const Config& c) { return TorchTree::dict(task_items(c)); }
+
+TorchTree fine_tuned_settings(const Config& c, std::string_view class_name) {
+  using Tree = TorchTree;
+  const auto& t = c.train;
+  const Tree pretrained = Tree::dict({{"model", model_settings(c)}, {"task", pretrained_task(c)}});
+  const Tree model = Tree::dict({{"_name", Tree::text(std::string(class_name))},
+                                 {"w2v_path", Tree::text("")},
+                                 {"no_pretrained_weights", Tree::boolean(true)},
+                                 {"w2v_args", pretrained},
+                                 {"normalize", Tree::boolean(c.normalize)},
+                                 {"data", Tree::text("")},
+                                 {"apply_mask", Tree::boolean(false)},
+                                 {"dropout", Tree::real(t.dropout)},
+                                 {"attention_dropout", Tree::real(t.attention_dropout)},
+                                 {"activation_dropout", Tree::real(t.activation_dropout)},
+                                 {"dropout_input", Tree::real(t.input_dropout)},
+                                 {"final_dropout", Tree::real(0)},
+                                 {"layerdrop", Tree::real(t.layerdrop)},
+                                 {"mask_prob", Tree::real(t.mask_prob)},
+                                 {"mask_length", Tree::integer(t.mask_length)},
+                                 {"feature_grad_mult", Tree::real(t.feature_grad_mult)}});
+  const Tree task = Tree::dict({{"_name", Tree::text("audio_finetuning")},
+                                {"data", Tree::text("")},
+                                {"labels", Tree::text("ltr")},
+                                {"normalize", Tree::boolean(c.normalize)},
+                                {"sample_rate", Tree::integer(16000)}});
+  const Tree criterion = Tree::dict({{"_name", Tree::text("ctc")}});
+  return Tree::dict({{"model", model}, {"task", task}, {"criterion", criterion}});
 }
 
 // Without heads s3prl's own code runs only if its predictions are its states ("self-hidden").

@@ -48,6 +48,9 @@ std::string conv_layers_text(const Config& config);
 // The dicts that fairseq's and s3prl's own code builds the model from.
 TorchTree model_settings(const Config& config);
 TorchTree task_settings(const Config& config);
+// The same of a model fine-tuned with CTC, which has those of the pre-trained one inside: the whole
+// cfg. `class_name` of fairseq.
+TorchTree fine_tuned_settings(const Config& config, std::string_view class_name);
 TorchTree distiller_settings(const Config& config);
 
 }  // namespace sft

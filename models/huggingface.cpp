@@ -5,11 +5,14 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "engine/formats/safetensors.h"
 #include "engine/io/directory.h"
 #include "engine/io/file.h"
+#include "models/model_card.h"
 #include "models/names.h"
+#include "models/vocabulary.h"
 
 namespace sft {
 namespace {
@@ -20,15 +23,20 @@ constexpr const char* kOurKeys = "sft";  // of config.json: what transformers ha
 
 // An architecture and its classes in transformers.
 struct Family {
-  std::string_view arch, model_type, bare;  // bare: the class without a head
+  std::string_view arch, model_type;
+  std::string_view bare, ctc;  // the class without a head, and with a CTC head
+  std::string_view prefix;     // of the encoder inside a class with a head
 };
 constexpr std::array kFamilies = {
-    Family{"hubert", "hubert", "HubertModel"},
-    Family{"wav2vec2", "wav2vec2", "Wav2Vec2Model"},
-    Family{"unispeechsat", "unispeech-sat", "UniSpeechSatModel"},
-    Family{"wavlm", "wavlm", "WavLMModel"},
-    Family{"data2vecaudio", "data2vec-audio", "Data2VecAudioModel"},
-    Family{"distilhubert", "hubert", "HubertModel"},  // without a norm before the projection
+    Family{"hubert", "hubert", "HubertModel", "HubertForCTC", "hubert."},
+    Family{"wav2vec2", "wav2vec2", "Wav2Vec2Model", "Wav2Vec2ForCTC", "wav2vec2."},
+    Family{"unispeechsat", "unispeech-sat", "UniSpeechSatModel", "UniSpeechSatForCTC",
+           "unispeech_sat."},
+    Family{"wavlm", "wavlm", "WavLMModel", "WavLMForCTC", "wavlm."},
+    Family{"data2vecaudio", "data2vec-audio", "Data2VecAudioModel", "Data2VecAudioForCTC",
+           "data2vec_audio."},
+    // without a norm before the projection
+    Family{"distilhubert", "hubert", "HubertModel", "HubertForCTC", "hubert."},
 };
 
 // data2vec's: before the table below, which has other names for these.
@@ -71,6 +79,7 @@ constexpr std::array kHeads = {
     Spelling{"pretrain.vq.proj.*", "quantizer.weight_proj.*"},
     Spelling{"pretrain.vq_out.*", "project_q.*"},
 };
+constexpr std::array kCtcHead = {Spelling{"task.out.*", "lm_head.*"}};
 
 // config.json, with null meaning absent.
 class Fields {
@@ -214,31 +223,69 @@ Config with_our_keys(const Config& config, const Fields& f) {
   if (!f.json()[kOurKeys].is_object())
     fail(Kind::input, "{}: {} is not an object", printable(f.path()), kOurKeys);
   Metadata metadata = metadata_from_config(config);
-  for (const auto& [key, value] : f.json()[kOurKeys].items())
-    if (key != "general.architecture")
-      metadata.set(key, value_from_json(value.dump(-1, ' ', false, Json::error_handler_t::replace),
-                                        f.path(), key));
+  for (const auto& [key, value] : f.json()[kOurKeys].items()) {
+    if (key == "general.architecture") continue;
+    if (config.task.kind.empty() && key.starts_with("sft.task.")) continue;  // of a head left out
+    metadata.set(key, value_from_json(value.dump(-1, ' ', false, Json::error_handler_t::replace),
+                                      f.path(), key));
+  }
   return config_from_metadata(metadata, f.path());
 }
 
 // preprocessor: null where the folder has none.
-Config config_of(const Fields& f, const Fields* preprocessor) {
+Config config_of(const Fields& f, const Fields* preprocessor, const Config::Task& task) {
   refuse_variants(f);
   Config c = architecture(f);
   read_training(f, c);
+  c.task = task;
   c.normalize_eps = 1e-7;                 // Wav2Vec2FeatureExtractor's
   c.normalize = preprocessor != nullptr;  // do_normalize is true where it is not given
-  if (preprocessor) preprocessor->get("do_normalize", c.normalize);
+  if (preprocessor) {
+    preprocessor->get("do_normalize", c.normalize);
+    int64_t rate = 16000;
+    preprocessor->get("sampling_rate", rate);
+    if (rate != 16000)
+      fail(Kind::input, "{}: sampling_rate is {} (expected 16000)", printable(preprocessor->path()),
+           rate);
+  }
   check_config(c, f.path());
   return with_our_keys(c, f);
 }
 
-Config read_config(const std::string& folder) {
+// The feature extractor's file; transformers 5 writes it into the processor's.
+std::optional<Fields> read_preprocessor(const std::string& folder) {
+  const std::string alone = folder + "/preprocessor_config.json";
+  if (std::filesystem::exists(alone)) return read_fields(alone);
+  const std::string processor = folder + "/processor_config.json";
+  if (!std::filesystem::exists(processor)) return std::nullopt;
+  const Fields f = read_fields(processor);
+  if (!f.has("feature_extractor")) return std::nullopt;
+  return Fields(processor + ": feature_extractor", f.json()["feature_extractor"]);
+}
+
+Config read_config(const std::string& folder, const Config::Task& task) {
   const Fields f = read_fields(folder + "/config.json");
-  const std::string preprocessor = folder + "/preprocessor_config.json";
-  if (!std::filesystem::exists(preprocessor)) return config_of(f, nullptr);
-  const Fields p = read_fields(preprocessor);
-  return config_of(f, &p);
+  const std::optional<Fields> preprocessor = read_preprocessor(folder);
+  return config_of(f, preprocessor ? &*preprocessor : nullptr, task);
+}
+
+// The units of the head, whose sizes must be those of config.json.
+Vocabulary read_head(const std::string& folder, const TensorInfo& head) {
+  const Fields f = read_fields(folder + "/config.json");
+  const int64_t outputs = head.shape.rank() ? head.shape[0] : 0;
+  int64_t size = outputs;
+  f.get("vocab_size", size);
+  if (size != outputs)
+    fail(Kind::input, Hint{"sft-convert --part encoder takes the model without its head"},
+         "{}: vocab_size is {}, but {} is {}", printable(f.path()), size, head.name, head.shape);
+  Vocabulary vocabulary = read_vocabulary(folder, outputs);
+  int64_t pad = vocabulary.task.blank;
+  f.get("pad_token_id", pad);
+  if (pad != vocabulary.task.blank)
+    vocabulary.remarks.push_back(
+        fmt::format("config.json: pad_token_id is {}; the blank is the tokenizer's pad_token, {}",
+                    pad, vocabulary.task.blank));
+  return vocabulary;
 }
 
 std::string weights_file(const std::string& folder) {
@@ -296,6 +343,7 @@ std::string name_of(const std::string& path, const TensorInfo& info, std::string
   if (info.name.starts_with(prefix))
     name = name_from_huggingface(std::string_view(info.name).substr(prefix.size()));
   if (name.empty() && config.arch == "wav2vec2") name = translate(kHeads, info.name, false);
+  if (name.empty() && !config.task.kind.empty()) name = translate(kCtcHead, info.name, false);
   if (name.empty() && !ignorable(info.name))
     fail(Kind::input, "{}: tensor {} {} is not one of a {} model", printable(path),
          printable(info.name), info.shape, config.arch);
@@ -319,15 +367,20 @@ void add_tensor(StoredModel& model, const std::shared_ptr<TensorFile>& file, con
 
 }  // namespace
 
-StoredModel open_huggingface(const std::string& path) {
-  StoredModel model{.path = path, .format = "hf", .config = read_config(path)};
+StoredModel open_huggingface(const std::string& path, bool with_heads) {
+  StoredModel model{.path = path, .format = "hf"};
+  const auto file = std::make_shared<TensorFile>(open_tensor_file(weights_file(path)));
+  Vocabulary head;
+  const TensorInfo* lm_head = with_heads ? file->find("lm_head.weight") : nullptr;
+  if (lm_head) head = read_head(path, *lm_head);
+  model.config = read_config(path, head.task);
+  model.remarks = head.remarks;
   Metadata& provenance = model.config.provenance;
   if (!provenance.has("general.name")) provenance.set("general.name", base_name(path));
   if (!provenance.has("sft.source.format")) {
     provenance.set("sft.source.format", std::string("hf"));
     provenance.set("sft.source.name", base_name(path));
   }
-  const auto file = std::make_shared<TensorFile>(open_tensor_file(weights_file(path)));
   model.in_file = static_cast<int64_t>(file->tensors().size());
   std::vector<std::string_view> names;
   for (const TensorInfo& info : file->tensors()) names.push_back(info.name);
@@ -351,11 +404,16 @@ std::string_view torch_name(Dtype dtype) {
   return dtype == Dtype::f64 ? "float64" : "float32";
 }
 
+// What stands on the encoder in the class that is written.
+enum class Head { none, pretraining, ctc };
+
 // Empty: such a folder has no place for it.
-std::string their_name(std::string_view name, const Config& config, bool pretraining) {
+std::string their_name(std::string_view name, const Config& config, Head head) {
   const std::string theirs = name_to_huggingface(name, config);
-  if (!theirs.empty()) return (pretraining ? "wav2vec2." : "") + theirs;
-  return pretraining ? translate(kHeads, name, true) : "";
+  if (!theirs.empty())
+    return (head == Head::none ? "" : std::string(family_of(config).prefix)) + theirs;
+  if (head == Head::ctc) return translate(kCtcHead, name, true);
+  return head == Head::pretraining ? translate(kHeads, name, true) : "";
 }
 
 // Wav2Vec2ForPreTraining has all four heads, or transformers would make the missing ones up.
@@ -365,7 +423,36 @@ bool has_pretraining_heads(const Config& config, const std::vector<TensorSpec>& 
                      [&](const Spelling& s) { return has(tensors, fill(s.ours, "", "weight")); });
 }
 
-Json config_json(const Config& config, bool pretraining, Dtype dtype) {
+Head head_of(const Config& config, const std::vector<TensorSpec>& tensors) {
+  std::vector<std::string_view> task;
+  for (const TensorSpec& tensor : tensors)
+    if (tensor.name.starts_with("task.")) task.push_back(tensor.name);
+  if (task.empty()) return has_pretraining_heads(config, tensors) ? Head::pretraining : Head::none;
+  for (std::string_view name : task)
+    if (config.task.head != "linear" || translate(kCtcHead, name, true).empty())
+      fail(Kind::usage, Hint{"--part encoder leaves it out; GGUF and safetensors hold it"},
+           "{}: transformers has no {} head with {} (expected a linear CTC head alone)", name,
+           config.task.kind, config.task.head == "linear" ? "layer weights" : config.task.head);
+  return Head::ctc;
+}
+
+std::string_view class_of(const Config& config, Head head) {
+  if (head == Head::pretraining) return "Wav2Vec2ForPreTraining";
+  return head == Head::ctc ? family_of(config).ctc : family_of(config).bare;
+}
+
+Json id_or_null(int64_t id) { return id < 0 ? Json(nullptr) : Json(id); }
+
+// Sizes and ids that ForCTC needs; the dropout in front of its head is one that ours do not have.
+void add_ctc(Json& json, const Config::Task& task) {
+  json["vocab_size"] = task.units.size();
+  json["pad_token_id"] = task.blank;
+  json["bos_token_id"] = id_or_null(special_id(task, "<s>"));
+  json["eos_token_id"] = id_or_null(special_id(task, "</s>"));
+  json["final_dropout"] = 0.0;
+}
+
+Json config_json(const Config& config, Head head, Dtype dtype) {
   const Family& family = family_of(config);
   Json json = {
       {"model_type", family.model_type},
@@ -415,7 +502,8 @@ Json config_json(const Config& config, bool pretraining, Dtype dtype) {
     json["num_conv_pos_embeddings"] = config.pos_depth;
     json.erase("feat_extract_norm"), json.erase("do_stable_layer_norm");
   }
-  json["architectures"] = Json::array({pretraining ? "Wav2Vec2ForPreTraining" : family.bare});
+  if (head == Head::ctc) add_ctc(json, config.task);
+  json["architectures"] = Json::array({class_of(config, head)});
   return json;
 }
 
@@ -434,7 +522,8 @@ Json preprocessor_json(const Config& config) {
 // What a reader of config.json alone would not know, or know otherwise.
 Json our_keys(const Config& config, const Json& json, const Json& preprocessor) {
   const Fields f("config.json", json), p("preprocessor_config.json", preprocessor);
-  const Metadata known = metadata_from_config(config_of(f, &p)), all = metadata_from_config(config);
+  const Metadata known = metadata_from_config(config_of(f, &p, config.task)),
+                 all = metadata_from_config(config);
   Json ours = Json::object();
   for (const auto& [key, value] : all.entries()) {
     const MetadataValue* same = known.find(key);
@@ -459,22 +548,23 @@ void keep_our_keys(const Config& config, Json& json, const Json& preprocessor,
 
 HuggingFaceFolder create_huggingface(const std::string& path, const Config& config,
                                      const std::vector<TensorSpec>& tensors, Existing existing) {
-  const bool pretraining = has_pretraining_heads(config, tensors);
+  const Head head = head_of(config, tensors);
   Config kept = config;
-  kept.task = {}, kept.pretrain.distill = {};
+  kept.pretrain.distill = {};
+  if (head != Head::ctc) kept.task = {};
   std::vector<std::string> dropped;
   std::vector<TensorSpec> specs;
   std::map<std::string, TensorSpec> ours;  // by their names
   const Json preprocessor = preprocessor_json(kept);
-  Json json = config_json(kept, pretraining, tensors.empty() ? Dtype::f32 : tensors[0].dtype);
+  Json json = config_json(kept, head, tensors.empty() ? Dtype::f32 : tensors[0].dtype);
   for (const TensorSpec& tensor : tensors) {
-    const std::string theirs = their_name(tensor.name, config, pretraining);
+    const std::string theirs = their_name(tensor.name, config, head);
     if (theirs.empty()) {
       dropped.push_back(fmt::format("{} {}: transformers has no place for it, dropped", tensor.name,
                                     tensor.shape));
       continue;
     }
-    if (pretraining && tensor.name == "pretrain.vq.codebook")
+    if (head == Head::pretraining && tensor.name == "pretrain.vq.codebook")
       json["codevector_dim"] = tensor.shape[1] * config.pretrain.vq_groups;
     specs.push_back({theirs, their_shape(tensor.name, tensor.shape), tensor.dtype});
     ours[theirs] = tensor;
@@ -483,7 +573,11 @@ HuggingFaceFolder create_huggingface(const std::string& path, const Config& conf
   if (config.normalize && config.normalize_eps != 1e-7)
     dropped.push_back(
         fmt::format("transformers normalises with 1e-7 in place of {}", config.normalize_eps));
+  std::vector<std::pair<std::string, std::string>> texts;
+  if (head == Head::ctc) texts = vocabulary_files(kept.task);
+  texts.emplace_back("README.md", model_card(kept, class_of(kept, head), tensors));
   auto folder = std::make_unique<OutputDirectory>(path, existing);
+  for (const auto& [name, text] : texts) write_text(folder->file(name), text);
   write_text(folder->file("preprocessor_config.json"), preprocessor.dump(2) + "\n");
   write_text(folder->file("config.json"), json.dump(2) + "\n");
   TensorWriter writer =

@@ -1,5 +1,6 @@
 // Hugging Face folders of transformers: config.json, preprocessor_config.json, and weights in
-// model.safetensors or pytorch_model.bin, whole or in shards. Folders are written with safetensors.
+// model.safetensors or pytorch_model.bin, whole or in shards; with a CTC head also its vocabulary
+// (models/vocabulary.h). Folders are written with safetensors and a model card.
 #pragma once
 
 #include <string>
@@ -11,10 +12,11 @@
 namespace sft {
 
 bool is_huggingface_folder(const std::string& path);
-StoredModel open_huggingface(const std::string& path);
+// Without `with_heads` no vocabulary is looked at, and a CTC head is dropped.
+StoredModel open_huggingface(const std::string& path, bool with_heads = true);
 
-// A folder as it is being written: config.json and preprocessor_config.json are there, the weights
-// go through the writer, then the folder is committed.
+// A folder as it is being written: all but the weights is there, these go through the writer, then
+// the folder is committed. A task head other than a linear CTC head is Kind::usage.
 struct HuggingFaceFolder {
   std::unique_ptr<OutputDirectory> folder;
   TensorWriter writer;

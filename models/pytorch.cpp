@@ -11,6 +11,7 @@
 #include "models/initialise.h"
 #include "models/names.h"
 #include "models/s3prl_downstream.h"
+#include "models/vocabulary.h"
 
 namespace sft {
 namespace {
@@ -62,6 +63,8 @@ constexpr std::array kData2vecNames = {Spelling{"pos_conv.#.*", "encoder.pos_con
                                        Spelling{"pretrain.proj.*", "final_proj.0.*", false}};
 constexpr std::array kDistilhubertHeads = {Spelling{"pretrain.distill.0.*", "output_layer.0.*"},
                                            Spelling{"pretrain.distill.1.*", "output_layer.2.*"}};
+// Of a fine-tuned model: the encoder, and the CTC head on it.
+constexpr std::string_view kFineTuned = "w2v_encoder.w2v_model.";
 constexpr std::array kCtcHead = {Spelling{"task.out.*", "w2v_encoder.proj.*"}};
 
 // The files that a family's own program makes.
@@ -78,14 +81,16 @@ struct Family {
   std::string_view sign;            // a tensor that only this family has
   Form form;
   std::vector<std::string_view> ignorable;  // parts of pre-training that nothing here computes
+  std::string_view ctc;                     // fairseq's class with a CTC head
 };
 const Family kFamilies[] = {
-    {"hubert", kHubertHeads, "label_embs_concat", Form::fairseq, {"target_glu."}},
+    {"hubert", kHubertHeads, "label_embs_concat", Form::fairseq, {"target_glu."}, "hubert_ctc"},
     {"wav2vec2",
      kWav2vec2Heads,
      "quantizer.vars",
      Form::fairseq,
-     {"target_glu.", "input_quantizer.", "project_inp."}},
+     {"target_glu.", "input_quantizer.", "project_inp."},
+     "wav2vec_ctc"},
     {"unispeechsat", {}, "", Form::unilm, {"final_proj.", "label_embs_concat"}},
     {"wavlm", {}, "", Form::unilm, {"final_proj.", "label_embs_concat"}},
     {"data2vecaudio", kData2vecNames, "encoder.pos_conv.1.0.weight", Form::fairseq, {}},
@@ -140,7 +145,9 @@ struct Source {
   std::string arch;  // where the layout tells it
   PickleValue weights;
   FairseqSettings settings;        // model empty: the file has none
-  std::vector<std::string> units;  // of a CTC head
+  std::vector<std::string> units;  // of a CTC head: the file's, or of dict.ltr.txt beside it
+  bool own_units = false;          // the file is ours, and has them
+  bool keeps_head() const { return own_units || !units.empty(); }
 };
 
 void add_fields(std::vector<PickleValue>& to, std::optional<PickleValue> value) {
@@ -178,7 +185,33 @@ std::vector<std::string> dictionary(PickleValue root) {
   return symbols;
 }
 
-Source source_of(const TorchFile& file) {
+// Where fairseq's programs look for the dictionary: dict.LABELS.txt, here beside the file.
+std::string dictionary_path(const FairseqSettings& settings) {
+  std::string labels = "ltr";
+  for (const PickleValue& fields : settings.task)
+    if (const auto value = fields.find("labels"); value && value->is(PickleType::text)) {
+      const std::string name(value->text());
+      const bool plain =
+          std::all_of(name.begin(), name.end(), [](char c) { return std::isalnum(c); });
+      if (plain && !name.empty()) labels = name;
+      break;
+    }
+  const std::string folder = std::filesystem::path(settings.path).parent_path().string();
+  return (folder.empty() ? "" : folder + "/") + "dict." + labels + ".txt";
+}
+
+// The units of a CTC head, if the file has one.
+void find_units(Source& source, PickleValue root) {
+  if (!source.weights.find("w2v_encoder.proj.weight")) return;
+  source.units = dictionary(root);
+  const auto ours = root.find(kOurKeys);
+  source.own_units = ours && ours->is(PickleType::dict) && ours->find("sft.task.units");
+  if (source.keeps_head()) return;
+  const std::string path = dictionary_path(source.settings);
+  if (std::filesystem::exists(path)) source.units = read_fairseq_dictionary(path);
+}
+
+Source source_of(const TorchFile& file, bool with_heads) {
   const PickleValue root = file.root();
   const std::vector<std::string_view> keys = keys_of(root);
   const auto has = [&](std::string_view key) {
@@ -195,8 +228,8 @@ Source source_of(const TorchFile& file) {
       fail(Kind::input, "{}: {} is no dict of tensors", printable(file.path()), layout.weights);
     Source source{.format = std::string(layout.format), .weights = *weights};
     source.settings.path = file.path();
-    source.units = dictionary(root);
     if (layout.format == "fairseq") find_settings(root, source.settings);
+    if (with_heads) find_units(source, root);
     if (const auto cfg = fields_of(root.find("cfg")); cfg && cfg->find("encoder_layers"))
       source.format = "unilm";  // WavLM and UniSpeech-SAT: flat
     add_fields(source.settings.model, root.find("model_cfg"));
@@ -291,7 +324,7 @@ std::string arch_of(const Source& source, const Names& names,
 std::string our_name(const TensorInfo& tensor, const Source& source, const Names& names,
                      const Family& family) {
   const std::string_view full = tensor.name;
-  if (source.units.size() && full.starts_with("w2v_encoder.proj."))
+  if (source.keeps_head() && full.starts_with("w2v_encoder.proj."))
     return translate(kCtcHead, full, false);
   if (!full.starts_with(names.prefix)) return "";
   const std::string_view name = full.substr(names.prefix.size());
@@ -311,7 +344,7 @@ bool may_be_dropped(const TensorInfo& tensor, const Source& source, const Names&
 }
 
 void add_tensors(StoredModel& model, const TorchFile& file, const Source& source,
-                 const Names& names, std::vector<TensorInfo> tensors) {
+                 const Names& names, std::vector<TensorInfo> tensors, bool with_heads) {
   const Family* family = family_named(model.config.arch);
   if (!family)
     fail(Kind::input, "{}: a {} model, which is not read from PyTorch's files",
@@ -324,8 +357,12 @@ void add_tensors(StoredModel& model, const TorchFile& file, const Source& source
       fail(Kind::input, "{}: tensor {} {} is not one of a {} model", printable(file.path()),
            printable(tensor.name), tensor.shape, model.config.arch);
     if (name.empty()) {
-      model.remarks.push_back(fmt::format("{} {}: not part of the encoder, not kept",
-                                          printable(tensor.name), tensor.shape));
+      const bool head = with_heads && tensor.name.starts_with("w2v_encoder.proj.");
+      model.remarks.push_back(fmt::format("{} {}: {}, not kept", printable(tensor.name),
+                                          tensor.shape,
+                                          head ? "a CTC head without its dictionary (expected in "
+                                                 "the file, or dict.ltr.txt beside it)"
+                                               : "not part of the encoder"));
       continue;
     }
     if (!kept.emplace(name, used.size()).second)
@@ -413,7 +450,7 @@ void infer_config(StoredModel& model) {
 }
 
 // What a file that we wrote says beyond fairseq's own keys.
-void read_our_keys(StoredModel& model, PickleValue root) {
+void read_our_keys(StoredModel& model, PickleValue root, bool with_heads) {
   const auto ours = root.find(kOurKeys);
   if (!ours || !ours->is(PickleType::dict)) return;
   Metadata metadata = metadata_from_config(model.config);
@@ -424,14 +461,14 @@ void read_our_keys(StoredModel& model, PickleValue root) {
     if (key == kMadeKey) {
       const auto* names = std::get_if<std::vector<std::string>>(&value);
       if (names) made = *names;
-    } else if (key != "general.architecture") {
+    } else if (key != "general.architecture" && (with_heads || !key.starts_with("sft.task."))) {
       metadata.set(key, value);
     }
   }
   model.config = config_from_metadata(metadata, model.path);
   for (const std::string& name : made) {
     if (!model.tensors.erase(name)) continue;
-    model.remarks.push_back(fmt::format("{}: made for s3prl when it was written, not kept", name));
+    model.remarks.push_back(fmt::format("{}: made for its reader when it was written, not kept", name));
   }
 }
 
@@ -445,7 +482,12 @@ void read_provenance(StoredModel& model, const std::string& format) {
 }
 
 void add_ctc_head(StoredModel& model, const std::vector<std::string>& units) {
-  if (!model.tensors.contains("task.out.weight")) return;
+  const Shape* head = shape_of(model, "task.out.weight");
+  if (!head || units.empty()) return;
+  if (head->rank() != 2 || (*head)[0] != static_cast<int64_t>(units.size()))
+    fail(Kind::input, Hint{"sft-convert --part encoder takes the model without its head"},
+         "{}: the dictionary has {} symbols, but w2v_encoder.proj.weight is {}",
+         printable(model.path), units.size(), *head);
   model.config.task = {.kind = "ctc", .head = "linear", .units = units};
 }
 
@@ -485,9 +527,9 @@ bool is_torch_file(const std::string& path) {
   return starts_as_torch({start.data(), known});
 }
 
-StoredModel open_torch_model(const std::string& path) {
+StoredModel open_torch_model(const std::string& path, bool with_heads) {
   const TorchFile file(path);
-  const Source source = source_of(file);
+  const Source source = source_of(file, with_heads);
   Named named = tensors_of(file, source.weights);
   const Names names = spelling_of(path, named.tensors);
   StoredModel model{.path = path, .format = source.format};
@@ -497,14 +539,14 @@ StoredModel open_torch_model(const std::string& path) {
   const bool ours = file.root().find(kOurKeys).has_value();
   const bool told = !source.settings.model.empty();
   model.config = told ? config_of(source.settings, arch) : default_config(arch, path);
-  add_tensors(model, file, source, names, std::move(named.tensors));
+  add_tensors(model, file, source, names, std::move(named.tensors), with_heads);
   if (!told && !ours) infer_config(model);
   if (const Shape* proj = shape_of(model, "pretrain.proj.weight"); proj && proj->rank() == 2)
     model.config.pretrain.dim = (*proj)[0];
   add_ctc_head(model, source.units);
-  if (source.format == "s3prl-downstream" && file.root().find("Downstream"))
+  if (with_heads && source.format == "s3prl-downstream" && file.root().find("Downstream"))
     add_downstream_head(model, file);
-  read_our_keys(model, file.root());
+  read_our_keys(model, file.root(), with_heads);
   read_provenance(model, source.format);
   remark_on_others(model, file.root(), source);
   return model;
@@ -515,7 +557,12 @@ StoredModel open_torch_model(const std::string& path) {
 namespace {
 
 // Empty: fairseq has no place for it.
-std::string their_name(std::string_view ours, const Config& config) {
+std::string their_name(std::string_view ours, const Config& config, bool fine_tuned = false) {
+  if (fine_tuned) {
+    if (ours.starts_with("task.")) return translate(kCtcHead, ours, true);
+    const std::string inside = is_backbone(ours) ? their_name(ours, config) : "";
+    return inside.empty() ? "" : std::string(kFineTuned) + inside;
+  }
   const bool layer_mode = config.conv_norm == "layer";
   std::string theirs = layer_mode ? translate(kLayerModeNorm, ours, true) : "";
   if (theirs.empty()) theirs = translate(family_named(config.arch)->names, ours, true);
@@ -585,9 +632,23 @@ Tree s3prl_tree(const Config& config, Tree ours, int64_t classes) {
   return Tree::dict(std::move(items));
 }
 
+// Why fairseq's fine-tuned form does not hold the task head; empty: it does, or there is none.
+std::string unfit_for_fairseq(const Family& family, const Config::Task& task,
+                              const std::vector<TensorSpec>& tensors) {
+  if (task.kind.empty()) return "";
+  if (family.ctc.empty()) return fmt::format("has no {} model with a CTC head", family.arch);
+  if (task.kind != "ctc" || task.head != "linear" || find(tensors, "task.layer_weights"))
+    return "holds a linear CTC head alone";
+  return fairseq_dictionary(task).empty()
+             ? "has blank 0 and four special units first, then others, each once"
+             : "";
+}
+
 // With what fairseq's loading of checkpoints looks for beside model and cfg.
 Tree fairseq_tree(const Config& config, Tree ours) {
-  const char* criterion = config.arch == "hubert"     ? "HubertCriterion"
+  const bool ctc = !config.task.kind.empty();
+  const char* criterion = ctc                         ? "CtcCriterion"
+                          : config.arch == "hubert"   ? "HubertCriterion"
                           : config.arch == "wav2vec2" ? "Wav2vecCriterion"
                                                       : "ModelCriterion";
   const Tree history = Tree::dict({{"criterion_name", Tree::text(criterion)},
@@ -596,16 +657,17 @@ Tree fairseq_tree(const Config& config, Tree ours) {
                                    {"num_updates", Tree::integer(0)}});
   const Tree iterator =
       Tree::dict({{"epoch", Tree::integer(1)}, {"iterations_in_epoch", Tree::integer(0)}});
-  return Tree::dict(
-      {{"args", Tree::none()},
-       {"cfg", Tree::dict({{"model", model_settings(config)}, {"task", task_settings(config)}})},
-       {"model", state_dict(config)},
-       {"criterion", Tree::none()},
-       {"optimizer_history", Tree::list({history})},
-       {"task_state", Tree::dict({})},
-       {"extra_state", Tree::dict({{"train_iterator", iterator}})},
-       {"last_optimizer_state", Tree::none()},
-       {std::string(kOurKeys), std::move(ours)}});
+  return Tree::dict({{"args", Tree::none()},
+                     {"cfg", ctc ? fine_tuned_settings(config, family_named(config.arch)->ctc)
+                                 : Tree::dict({{"model", model_settings(config)},
+                                               {"task", task_settings(config)}})},
+                     {"model", state_dict(config)},
+                     {"criterion", Tree::none()},
+                     {"optimizer_history", Tree::list({history})},
+                     {"task_state", Tree::dict({})},
+                     {"extra_state", Tree::dict({{"train_iterator", iterator}})},
+                     {"last_optimizer_state", Tree::none()},
+                     {std::string(kOurKeys), std::move(ours)}});
 }
 
 Tree unilm_tree(const Config& config, Tree ours) {
@@ -657,15 +719,19 @@ TorchCheckpoint create_torch_model(const std::string& path, std::string_view for
                                    Existing existing) {
   const Family* family = family_named(config.arch);
   check_form(path, format, family, config);
+  const std::string unfit = format == "fairseq" ? unfit_for_fairseq(*family, config.task, tensors)
+                                                : "has no place for it";
+  const bool fine_tuned = !config.task.kind.empty() && unfit.empty();
   Config kept = config;
-  kept.task = {};
+  if (!fine_tuned) kept.task = {};
   std::vector<TensorSpec> theirs, ours;
   std::vector<std::string> remarks, made_ours, made_theirs;
   for (const TensorSpec& tensor : tensors) {
-    const std::string name = their_name(tensor.name, config);
+    const std::string name = their_name(tensor.name, config, fine_tuned);
     if (name.empty()) {
-      remarks.push_back(
-          fmt::format("{} {}: {} has no place for it, dropped", tensor.name, tensor.shape, format));
+      const bool head = tensor.name.starts_with("task.") && !unfit.empty();
+      remarks.push_back(fmt::format("{} {}: {} {}, dropped", tensor.name, tensor.shape, format,
+                                    head ? unfit : "has no place for it"));
       continue;
     }
     theirs.push_back({name, their_shape(tensor.name, tensor.shape), tensor.dtype});
@@ -687,13 +753,25 @@ TorchCheckpoint create_torch_model(const std::string& path, std::string_view for
     }
     made.keep = values.keep;
   }
+  if (fine_tuned && config.arch == "hubert") {
+    // fairseq's HubertCtc keeps the embeddings of its classes, of which it has none then.
+    const std::string name = std::string(kFineTuned) + "label_embs_concat";
+    const Shape none = {0, config.pretrain.dim};
+    theirs.push_back({name, none, Dtype::f32});
+    made.add_owned(name, none, {});
+    made_ours.push_back("pretrain.label_emb"), made_theirs.push_back(name);
+  }
   const TensorSpec* labels = find(ours, "pretrain.label_emb");
   const int64_t classes = config.arch != "hubert" ? 0
                           : labels                ? labels->shape[0]
                                                   : kReleasedClasses;
   const Tree root = tree_of(family->form, format, kept, our_keys(kept, made_ours), classes);
-  return {create_torch(path, root, std::move(theirs), existing), std::move(ours),
-          std::move(remarks), std::move(made), std::move(made_theirs)};
+  return {create_torch(path, root, std::move(theirs), existing),
+          std::move(ours),
+          std::move(remarks),
+          std::move(made),
+          std::move(made_theirs),
+          fine_tuned ? fairseq_dictionary(config.task) : ""};
 }
 
 }  // namespace sft

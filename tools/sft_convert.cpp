@@ -3,8 +3,9 @@
 
 #include "engine/audio/decode.h"
 #include "engine/cpu/isa.h"
-#include "engine/io/hash.h"
+#include "engine/formats/numbers.h"
 #include "models/extract.h"
+#include "models/file_sums.h"
 #include "tools/cli.h"
 
 using namespace sft;
@@ -50,6 +51,26 @@ std::vector<Difference> verify(const ModelFile& in, const ModelFile& out, const 
   return all;
 }
 
+std::vector<float> values_of(Dtype dtype, const std::byte* bytes, int64_t count) {
+  std::vector<float> values(static_cast<size_t>(count));
+  to_f32(dtype, bytes, values.data(), count);
+  return values;
+}
+
+// What the id does not tell: heads that were written have the values they had.
+void check_heads(const ModelFile& in, const StoredModel& out) {
+  for (const auto& [name, tensor] : out.tensors) {
+    if (is_backbone(name)) continue;
+    std::vector<std::byte> bytes(static_cast<size_t>(bytes_of(tensor.dtype, tensor.count())));
+    tensor.read(bytes, 0);
+    const Tensor before = in.tensors.find(name);
+    if (before.shape != tensor.shape ||
+        values_of(before.dtype, static_cast<const std::byte*>(before.data), before.count()) !=
+            values_of(tensor.dtype, bytes.data(), tensor.count()))
+      fail(Kind::internal, "{}: {} is not what was written", printable(out.path), name);
+  }
+}
+
 Json to_json(const std::vector<Difference>& differences) {
   Json list = Json::array();
   for (const Difference& d : differences)
@@ -64,8 +85,12 @@ void print(const std::vector<Difference>& differences) {
 }
 
 struct Conversion {
-  std::string in, out, to, wav, type = "f32";
+  std::string in, out, to, wav, type = "f32", part = "model";
   bool force = false;
+
+  Part read_part() const {
+    return part == "encoder" ? Part::encoder : part == "head" ? Part::head : Part::any;
+  }
 
   Dtype dtype() const {
     return type == "f16"    ? Dtype::f16
@@ -81,6 +106,8 @@ struct Conversion {
     cli.choice("--to", to, {"gguf", "hf", "safetensors", "fairseq", "s3prl"},
                "the container; else by OUT's name");
     cli.choice("--dtype", type, {"f32", "f16", "bf16", "q8_0"}, "of the matrices; the rest is f32");
+    cli.choice("--part", part, {"model", "encoder", "head"},
+               "what of it: head is the task head alone, for sft-merge --head-from");
     cli.option("--verify", wav, "run both on this audio; exit code 6 if f32 differs");
     cli.flag("--force", force, "replace what is there");
     cli.parse();
@@ -89,24 +116,31 @@ struct Conversion {
     if (type == "q8_0" && to != "gguf")
       fail(Kind::usage, Hint{"name OUT something.gguf, or use --dtype bf16"},
            "--dtype q8_0: only GGUF holds it");
+    if (part == "head" && !wav.empty())
+      fail(Kind::usage, "--verify: a head alone computes nothing (expected another --part)");
+    if (part == "head" && to != "gguf" && to != "safetensors")
+      fail(Kind::usage, Hint{"name OUT something.gguf or something.safetensors"},
+           "--part head: only GGUF and safetensors hold a head alone");
   }
 
   void run(const Cli& cli) const {
     const Existing existing = force ? Existing::replace : Existing::refuse;
     check_model_destination(out, to, existing);
-    const ModelFile model = open_model(in);
+    const ModelFile model = open_model(in, read_part());
     const std::string id = checked_id(model);
     std::vector<std::string> remarks = model.remarks;
     for (std::string& lost : save_model(out, to, model.config, model.tensors, existing, dtype()))
       remarks.push_back(std::move(lost));
-    const StoredModel written = open_stored_model(out);  // read in pieces: it may be large
-    const std::string new_id = type == "f32" ? model_id(written) : checked_id(open_model(out));
+    const StoredModel written = open_stored_model(out, Part::any);  // in pieces: it may be large
+    const std::string new_id =
+        type == "f32" ? model_id(written) : checked_id(open_model(out, Part::any));
     if (type == "f32" && new_id != id)
       fail(Kind::internal, "{}: id {} after writing, {} before", printable(out), new_id, id);
+    check_heads(model, written);
 
     const std::string loaded = loaded_text(model, id);
     Json sums = Json::object();
-    for (const std::string& file : model.files) sums[file] = sha256_of_file(file);
+    for (const auto& [file, sum] : file_sums(model.files)) sums[file] = sum;
     std::vector<Difference> differences;
     if (!wav.empty()) differences = verify(model, open_model(out), wav);
     if (cli.json()) {
@@ -118,7 +152,7 @@ struct Conversion {
     } else {
       fmt::print("{}: {}\n", printable(in), loaded);
       for (const auto& [file, sum] : sums.items())
-        fmt::print("read: {}, sha256 {}\n", model.format, sum.get<std::string>());
+        fmt::print("read: {}, sha256 {}\n", printable(file), sum.get<std::string>());
       for (const std::string& remark : remarks) fmt::print("remark: {}\n", remark);
       fmt::print("{}: {}, {} tensors, id {}\n", printable(out), to, written.tensors.size(), new_id);
       if (!wav.empty()) print(differences);

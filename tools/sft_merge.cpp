@@ -67,7 +67,7 @@ int main(int argc, char** argv) {
     cli.argument("TUNED", tuned, "models or runs tuned from it");
     cli.option("--alpha", alpha, "0.25; several, each to a file of its own: 0.1,0.25 or 0:1:0.1");
     cli.option("--tensors", tensors, "GLOB=ALPHA: another alpha for some tensors; the last counts");
-    cli.option("--head-from", head, "add the task head of this model or run");
+    cli.option("--head-from", head, "add the task head of this model, run, or head alone");
     cli.option("-o,--output", out,
                "NAME.gguf, NAME.safetensors, or a folder (Hugging Face); several alphas give\n"
                "NAME-a0.10.gguf ...; DIR/ gives DIR/BASE-TUNED-a0.25.gguf");
@@ -80,7 +80,7 @@ int main(int argc, char** argv) {
     for (const std::string& text : tensors) job.tensors.push_back(tensor_alpha(text));
     job.base = open_stored_model(base);
     for (const std::string& path : tuned) job.tuned.push_back(open_stored_model(path));
-    if (!head.empty()) job.head = open_stored_model(head);
+    if (!head.empty()) job.head = open_stored_model(head, Part::head);
     const std::vector<std::string> paths = output_paths(out, base, tuned, alphas);
     for (size_t k = 0; k < alphas.size(); ++k) job.outputs.push_back({alphas[k], paths[k]});
     job.allow_other_base = allow_other_base;

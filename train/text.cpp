@@ -6,6 +6,7 @@
 #include "engine/io/file.h"
 #include "engine/nearest.h"
 #include "engine/utf8.h"
+#include "models/vocabulary.h"
 #include "train/metrics.h"
 
 namespace sft {
@@ -49,10 +50,6 @@ Normalise parse_normalise(std::string_view name) {
 
 namespace {
 
-bool looks_special(const std::string& symbol) {
-  return symbol.size() > 2 && symbol.front() == '<' && symbol.back() == '>';
-}
-
 void check_symbol(const std::string& symbol, size_t id) {
   if (symbol.empty()) fail(Kind::input, "units: unit {} is empty", id);
   if (!is_utf8(symbol) || symbol.find_first_of(" \t\r\n") != std::string::npos)
@@ -69,8 +66,6 @@ Units Units::from_symbols(std::vector<std::string> symbols, int blank) {
     fail(Kind::input, "units: the blank is {} of {}", blank, symbols.size());
   units.blank_ = blank;
   units.symbols_ = std::move(symbols);
-  units.characters_ = true;
-  bool delimiter = false;
   for (size_t id = 0; id < units.symbols_.size(); ++id) {
     const std::string& symbol = units.symbols_[id];
     check_symbol(symbol, id);
@@ -79,10 +74,8 @@ Units Units::from_symbols(std::vector<std::string> symbols, int blank) {
     if (!fresh)
       fail(Kind::input, "units: {} is there twice, as {} and {}", printable(symbol), at->second,
            id);
-    delimiter |= symbol == "|";
-    units.characters_ &= utf8_length(symbol) == symbol.size();
   }
-  units.characters_ &= delimiter;
+  units.characters_ = units_are_characters(units.symbols_, blank);
   return units;
 }
 
@@ -121,7 +114,7 @@ Units Units::named(const std::string& name) {
   return from_file(name);
 }
 
-bool Units::special(int32_t id) const { return id == blank_ || looks_special(symbols_[id]); }
+bool Units::special(int32_t id) const { return id == blank_ || is_special_unit(symbols_[id]); }
 
 std::string Units::first_units() const {
   constexpr size_t kNamed = 8;

@@ -25,7 +25,7 @@ enum class Normalise { upper, none };              // data.normalize
 Normalise parse_normalise(std::string_view name);  // "upper", "none"; else Kind::usage
 
 // The outputs of a CTC head, by id. Characters, with | between words, if every unit other than
-// the specials <...> is one character and | is among them; else tokens between spaces.
+// the specials <...> and [...] is one character and | is among them; else tokens between spaces.
 class Units {
  public:
   // <pad> (the blank), <s>, </s>, <unk>, |, E T A O N I H S R D L U M W C F G Y P B V K ' X J Q Z

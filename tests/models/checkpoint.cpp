@@ -16,6 +16,7 @@
 
 using namespace sft;
 using test::error_of;
+namespace fs = std::filesystem;
 
 namespace {
 
@@ -186,10 +187,8 @@ TEST_CASE("checkpoint: a task head is asked for with its shapes") {
   model.tensors.add_owned("task.out.bias", {3}, {0, 1, 2});
   save_model(path, "gguf", model.config, model.tensors, Existing::replace);
   EXPECT(open_model(path).config.task.units.size() == 3);
-  // a Hugging Face folder has no place for it, and says so
-  const auto remarks = save_model(folder / "hf", "hf", model.config, model.tensors);
-  EXPECT(remarks.at(0) == "task.out.bias [3]: transformers has no place for it, dropped");
-  EXPECT(open_model(folder / "hf").config.task.kind.empty());
+  save_model(folder / "hf", "hf", model.config, model.tensors);
+  EXPECT(open_model(folder / "hf").config.task.units == model.config.task.units);
 }
 
 TEST_CASE("checkpoint: values that are not finite are found") {
@@ -290,4 +289,63 @@ TEST_CASE("checkpoint: initial values depend on seed and name alone") {
   EXPECT(std::abs(deviation - 0.02) < 5 * 0.02 / std::sqrt(2.0 * 65536));
   EXPECT(a.find("enc.norm.weight").f32()[0] == 1);
   EXPECT(a.find("enc.0.ffn.up.bias").f32()[0] == 0);
+}
+
+TEST_CASE("checkpoint: the encoder alone, whatever is wrong with its head") {
+  const test::TemporaryFolder folder;
+  const std::string path = folder / "m";
+  fs::copy(test::golden("models/hubert-ctc"), path, fs::copy_options::recursive);
+  const ModelFile whole = open_model(path);
+  fs::remove(path + "/vocab.json");
+  EXPECT(error_of([&] { open_model(path); }).kind == Kind::input);
+  const ModelFile encoder = open_model(path, Part::encoder);
+  EXPECT(encoder.config.task.kind.empty());
+  EXPECT(encoder.tensors.tensors.size() == whole.tensors.tensors.size() - 2);
+  EXPECT(model_id(encoder.tensors) == model_id(whole.tensors));
+  EXPECT(encoder.remarks == std::vector<std::string>{"lm_head.bias [32]: a head, not kept",
+                                                     "lm_head.weight [32, 32]: a head, not kept"});
+  const ModelFile pretraining = open_model(test::golden("models/wav2vec2-group"), Part::encoder);
+  EXPECT(pretraining.remarks.size() == 7);
+  EXPECT(pretraining.remarks[0] == "pretrain.proj.bias [12]: not part of the encoder, left out");
+  EXPECT(!pretraining.tensors.tensors.contains("pretrain.vq.codebook"));
+  const ModelFile distil =
+      open_model(test::golden("models/distilhubert.safetensors"), Part::encoder);
+  EXPECT(distil.config.states() == 3);
+  save_model(folder / "d.gguf", "gguf", distil.config, distil.tensors);
+  EXPECT(open_model(folder / "d.gguf").config.states() == 3);
+}
+
+TEST_CASE("checkpoint: a head alone, in GGUF and safetensors") {
+  const test::TemporaryFolder folder;
+  const std::string path = test::golden("models/wav2vec2-ctc");
+  const ModelFile whole = open_model(path), head = open_model(path, Part::head);
+  EXPECT(head.tensors.tensors.size() == 2);
+  EXPECT(head.remarks.back() == "the encoder (35 tensors): left out");
+  EXPECT(loaded_text(head, "x") ==
+         "loaded 2/37 tensors, a linear ctc head of 30 units on wav2vec2, 32 wide");
+  for (const char* name : {"head.gguf", "head.safetensors"}) {
+    const std::string file = folder / name;
+    save_model(file, format_of_name(file), head.config, head.tensors);
+    for (const Part part : {Part::head, Part::any}) {
+      const ModelFile back = open_model(file, part);
+      EXPECT(back.tensors.tensors.size() == 2);
+      EXPECT(back.config.task.units == whole.config.task.units);
+      EXPECT(back.config.task.blank == 29);
+      const Tensor a = back.tensors.find("task.out.weight"),
+                   b = whole.tensors.find("task.out.weight");
+      REQUIRE(a.shape == b.shape);
+      EXPECT(std::memcmp(a.data, b.data, static_cast<size_t>(a.bytes())) == 0);
+    }
+    for (const Part part : {Part::model, Part::encoder}) {
+      const Error e = error_of([&] { open_model(file, part); });
+      EXPECT(e.kind == Kind::input);
+      EXPECT(e.message == file + ": is a head alone (expected a model)");
+    }
+  }
+  EXPECT(bytes(folder / "head.gguf") != bytes(folder / "head.safetensors"));
+  for (const char* format : {"hf", "fairseq", "s3prl"})
+    EXPECT(error_of([&] { save_model(folder / "x", format, head.config, head.tensors); }).message ==
+           std::string(folder / "x") + ": only GGUF and safetensors hold a head alone");
+  const std::string plain = test::golden("models/hubert-group");
+  EXPECT(error_of([&] { open_model(plain, Part::head); }).message == plain + ": has no task head");
 }

@@ -390,7 +390,7 @@ TEST_CASE("pytorch: s3prl's heads are made, said, and not kept when read back") 
   EXPECT(remarks[0].starts_with("final_proj.weight [256, 32]: made at random"));
   EXPECT(remarks[2].starts_with("label_embs_concat [504, 256]: made at random"));
   const ModelFile back = open_model(folder / "m.pt");
-  EXPECT(has_remark(back, "pretrain.label_emb: made for s3prl when it was written, not kept"));
+  EXPECT(has_remark(back, "pretrain.label_emb: made for its reader when it was written, not kept"));
   EXPECT(back.tensors.find("pretrain.label_emb").data == nullptr);
   const TorchFile file(folder / "m.pt");
   EXPECT((*file.root().find("dictionaries_symbols"))[0].size() == 504);
@@ -504,4 +504,133 @@ TEST_CASE("pytorch: the expression of convolutions is read, not evaluated") {
   }
   Config c;
   EXPECT(parse_conv_layers(conv_layers_text(c), "x").kernels == c.conv_kernels);
+}
+
+TEST_CASE("pytorch: a linear CTC head as fairseq fine-tunes it, and back") {
+  const test::TemporaryFolder folder;
+  for (const std::string& from :
+       {test::golden("models/hubert-ctc"), torch_golden("fairseq-wav2vec2-ctc.pt")}) {
+    INFO(from);
+    const ModelFile model = open_model(from);
+    const std::string path = folder / "m.pt", dictionary = folder / "dict.ltr.txt";
+    const auto remarks =
+        save_model(path, "fairseq", model.config, model.tensors, Existing::replace);
+    REQUIRE(!remarks.empty());
+    EXPECT(remarks.back() == dictionary + ": the units of its head, for fairseq");
+    std::string lines;
+    for (size_t id = 4; id < model.config.task.units.size(); ++id)
+      lines += model.config.task.units[id] + " 1\n";
+    EXPECT(read_text(dictionary) == lines);
+    std::filesystem::remove(dictionary);  // the file has its own units too
+    const ModelFile back = open_model(path);
+    EXPECT(back.config.task.units == model.config.task.units);
+    EXPECT(back.config.task.blank == 0);
+    REQUIRE(back.tensors.tensors.size() == model.tensors.tensors.size());
+    for (const auto& [name, tensor] : model.tensors.tensors) {
+      const Tensor other = back.tensors.find(name);
+      REQUIRE(other.shape == tensor.shape);
+      EXPECT(std::memcmp(other.data, tensor.data, static_cast<size_t>(tensor.bytes())) == 0);
+    }
+    const std::string again = folder / "again.pt";
+    save_model(again, "fairseq", back.config, back.tensors, Existing::replace);
+    EXPECT(read_text(path, 64 << 20) == read_text(again, 64 << 20));
+    const TorchFile file(path);
+    const PickleValue cfg = *file.root().find("cfg");
+    EXPECT(cfg.find("model")->find("_name")->text() ==
+           (model.config.arch == "hubert" ? "hubert_ctc" : "wav2vec_ctc"));
+    EXPECT(cfg.find("task")->find("_name")->text() == "audio_finetuning");
+    EXPECT(file.root().find("model")->find("w2v_encoder.w2v_model.layer_norm.weight"));
+    EXPECT(file.root().find("model")->find("w2v_encoder.proj.bias"));
+    EXPECT(open_model(path, Part::encoder).config.task.kind.empty());
+  }
+  // another model's dictionary is not replaced without being asked
+  const ModelFile model = open_model(test::golden("models/hubert-ctc"));
+  write_text(folder / "dict.ltr.txt", "a 1\n", Existing::replace);
+  const Error e =
+      error_of([&] { save_model(folder / "n.pt", "fairseq", model.config, model.tensors); });
+  EXPECT(e.kind == Kind::usage);
+  EXPECT(e.message == std::string(folder / "dict.ltr.txt") + ": exists already");
+  EXPECT(!std::filesystem::exists(folder / "n.pt"));
+}
+
+TEST_CASE("pytorch: CTC heads that fairseq does not hold are dropped by name") {
+  const test::TemporaryFolder folder;
+  const auto drops = [&](const ModelFile& model, const char* format, const std::string& why) {
+    const auto remarks =
+        save_model(folder / "m.pt", format, model.config, model.tensors, Existing::replace);
+    const auto said = std::find_if(remarks.begin(), remarks.end(), [](const std::string& remark) {
+      return remark.starts_with("task.out.weight [");
+    });
+    REQUIRE(said != remarks.end());
+    EXPECT_MESSAGE(said->ends_with(why), *said);
+    EXPECT(open_model(folder / "m.pt").config.task.kind.empty());
+    EXPECT(!std::filesystem::exists(folder / "dict.ltr.txt"));
+  };
+  drops(open_folder("wav2vec2-ctc"), "fairseq",
+        ": fairseq has blank 0 and four special units first, then others, each once, dropped");
+  drops(open_folder("wavlm-ctc"), "fairseq",
+        ": fairseq has no wavlm model with a CTC head, dropped");
+  drops(open_folder("hubert-ctc"), "s3prl", ": s3prl has no place for it, dropped");
+  ModelFile weighted = open_folder("hubert-ctc");
+  weighted.tensors.add_owned("task.layer_weights", {2}, {1, 1});
+  drops(weighted, "fairseq", ": fairseq holds a linear CTC head alone, dropped");
+}
+
+TEST_CASE("pytorch: the dictionary of a fine-tuned model, beside it") {
+  const test::TemporaryFolder folder;
+  const std::string path = folder / "m.pt", dictionary = folder / "dict.ltr.txt";
+  const ModelFile whole = open_folder("hubert-ctc");
+  save_model(folder / "ours.pt", "fairseq", whole.config, whole.tensors);
+  std::filesystem::remove(dictionary);
+  const TorchFile ours(folder / "ours.pt");  // the same without what we say of ourselves
+  const PickleValue state = *ours.root().find("model");
+  std::vector<TensorInfo> infos;
+  std::vector<TensorSpec> specs;
+  for (size_t i = 0; i < state.size(); i += 2) {
+    infos.push_back(ours.tensor(state[i + 1], std::string(state[i].text())));
+    specs.push_back({infos.back().name, infos.back().shape});
+  }
+  const TensorFile tensors = ours.file(infos);
+  TensorWriter writer =
+      create_torch(path,
+                   TorchTree::dict({{"cfg", fine_tuned_settings(whole.config, "hubert_ctc")},
+                                    {"model", TorchTree::tensors()}}),
+                   specs);
+  for (const TensorInfo& info : infos) {
+    std::vector<std::byte> bytes(info.bytes);
+    tensors.read(info, bytes);
+    writer.append(bytes);
+  }
+  writer.finish();
+
+  const ModelFile without = open_model(path);
+  EXPECT(without.config.task.kind.empty());
+  EXPECT(has_remark(without,
+                    "w2v_encoder.proj.weight [32, 32]: a CTC head without its dictionary "
+                    "(expected in the file, or dict.ltr.txt beside it), not kept"));
+  std::string lines;
+  for (size_t id = 4; id < 32; ++id) lines += whole.config.task.units[id] + " 12\n";
+  write_text(dictionary, lines);
+  const ModelFile model = open_model(path);
+  EXPECT(model.config.task.units[0] == "<s>");
+  EXPECT(model.config.task.units[4] == "|");
+  EXPECT(model.config.task.units[31] == "Z");
+  EXPECT(model.config.task.blank == 0);
+  EXPECT(model.tensors.find("task.out.bias").f32()[7] ==
+         whole.tensors.find("task.out.bias").f32()[7]);
+  const auto refuses = [&](const std::string& text, const std::string& part) {
+    write_text(dictionary, text, Existing::replace);
+    const Error e = error_of([&] { open_model(path); });
+    EXPECT(e.kind == Kind::input);
+    EXPECT_MESSAGE(e.message.find(part) != std::string::npos, e.message);
+    EXPECT(open_model(path, Part::encoder).config.task.kind.empty());
+  };
+  refuses("a 1\nb 2\n",
+          "m.pt: the dictionary has 6 symbols, but w2v_encoder.proj.weight is [32, 32]");
+  refuses("a 1\nb\n", "dict.ltr.txt:2: 'b' (expected SYMBOL COUNT)");
+  refuses("a 1\n\nb 1\n", "dict.ltr.txt:2: '' (expected SYMBOL COUNT)");
+  refuses("a x\n", "dict.ltr.txt:1: 'a x' (expected");
+  refuses("a b 1\n", "dict.ltr.txt:1: 'a b 1' (expected");
+  refuses("a 1\nb 1 #fairseq:overwrite\na 2\n", "dict.ltr.txt:3: a is there twice");
+  refuses("<s> 1\n", "dict.ltr.txt:1: <s> is there twice");
 }

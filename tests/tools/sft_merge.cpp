@@ -66,3 +66,47 @@ TEST_CASE("sft-merge: exit codes and messages") {
   error({m.base, m.tuned[0], "-o", m.base}, 2, "base.gguf: exists already\nhint: --force");
   error({m.base, m.tuned[0], "-o", m.folder / "no/such/x.gguf"}, 4, "cannot write");
 }
+
+TEST_CASE("sft-merge: --head-from takes a head alone, which is nothing else's model") {
+  if (test::absent("sft-merge") || test::absent("sft-convert")) return;
+  const TinyModels m;
+  const std::string whole = m.folder / "run.gguf", head = m.folder / "head.safetensors",
+                    out = m.folder / "merged", encoder = m.folder / "encoder.gguf";
+  Config config = m.tuned_config();
+  config.task = {.kind = "ctc", .head = "linear", .units = {"<pad>", "A", "|"}};
+  ModelFile tuned = open_model(m.tuned[0]);
+  const int64_t width = config.width;
+  tuned.tensors.add_owned("task.out.weight", {3, width},
+                          std::vector<float>(static_cast<size_t>(3 * width), 0.5f));
+  tuned.tensors.add_owned("task.out.bias", {3}, {1, 2, 3});
+  save_model(whole, "gguf", config, tuned.tensors);
+  const Outcome o = run_program("sft-convert", {whole, "--part", "head", "-o", head});
+  INFO(o.err);
+  REQUIRE(o.code == 0);
+  EXPECT(o.out.find("loaded 2/") != std::string::npos);
+  EXPECT(o.out.find("tensors): left out\n") != std::string::npos);
+  REQUIRE(run_program("sft-merge", {m.base, m.tuned[1], "--head-from", head, "-o", out}).code == 0);
+  const ModelFile merged = open_model(out);  // a folder of HubertForCTC
+  EXPECT(merged.format == "hf");
+  EXPECT(merged.config.task.units == config.task.units);
+  EXPECT(merged.tensors.find("task.out.bias").f32()[2] == 3);
+  EXPECT(!is_head_alone(merged.config));
+  REQUIRE(run_program("sft-convert", {whole, "--part", "encoder", "-o", encoder}).code == 0);
+  EXPECT(open_model(encoder).config.task.kind.empty());
+  const auto refuses = [](const std::string& program, std::vector<std::string> arguments, int code,
+                          const std::string& text) {
+    const Outcome r = run_program(program, arguments);
+    EXPECT(r.code == code);
+    EXPECT_MESSAGE(r.err.find(text) != std::string::npos, r.err);
+  };
+  const std::string x = m.folder / "x.gguf";
+  refuses("sft-merge", {m.base, head, "-o", x}, 3,
+          "head.safetensors: is a head alone (expected a m");
+  refuses("sft-merge", {m.base, m.tuned[0], "--head-from", encoder, "-o", x}, 3,
+          "has no task head");
+  refuses("sft-convert", {encoder, "--part", "head", "-o", x}, 3, "encoder.gguf: has no task head");
+  refuses("sft-convert", {whole, "--part", "head", "-o", m.folder / "x"}, 2, "only GGUF and safet");
+  refuses("sft-convert", {whole, "--part", "tail", "-o", x}, 2,
+          "--part: tail (expected model, encoder, head)");
+  EXPECT(!std::filesystem::exists(x));
+}
