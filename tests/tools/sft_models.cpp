@@ -126,7 +126,7 @@ TEST_CASE("sft-info: configuration, tensors, checks") {
   EXPECT(report.at("table").size() == 67);
   EXPECT(report.at("table")[0].at("not_finite") == 0);
   const Outcome table = run_program("sft-info", {folder_of("hubert-group"), "--tensors"});
-  EXPECT(table.out.find("\nconv.0.weight\t[16, 1, 10]\tf32\n") != std::string::npos);
+  EXPECT(table.out.find("\nconv.0.weight\t[16, 1, 10]\tf32\t") != std::string::npos);
 }
 
 TEST_CASE("sft-info: values that are not finite fail the check, and only it") {
@@ -152,6 +152,32 @@ TEST_CASE("sft-info: values that are not finite fail the check, and only it") {
   write_audio(folder / "a.wav", test::golden_signal(1, 4000));
   expect_failure(run_program("sft-extract", {path, folder / "a.wav", "-o", folder / "out"}), 3,
                  "tensor enc.norm.weight: element 5 is nan");
+}
+
+TEST_CASE("sft-info: a layer that nobody trained fails the check by name") {
+  if (test::absent("sft-info")) return;
+  const test::TemporaryFolder folder;
+  ModelFile model = open_model(folder_of("hubert-group"));
+  const Shape shape = model.tensors.find("enc.1.attn.v.weight").shape;
+  model.tensors.add_owned("enc.1.attn.v.weight", shape,
+                          std::vector<float>(static_cast<size_t>(shape.count())));
+  const std::string path = folder / "zero.safetensors";
+  save_model(path, "safetensors", model.config, model.tensors);
+  EXPECT(run_program("sft-info", {path}).code == 0);
+  const Outcome o = run_program("sft-info", {path, "--check"});
+  EXPECT(o.code == 6);
+  EXPECT(o.out.find("\nsuspicious\twhy\nenc.1.attn.v.weight\tevery value is 0\n") !=
+         std::string::npos);
+  EXPECT(o.err == fmt::format("sft-info: error: {}: 1 tensors look untrained, first "
+                              "enc.1.attn.v.weight: every value is 0\n",
+                              path));
+  const Json report = Json::parse(run_program("sft-info", {path, "--check", "--json"}).out);
+  EXPECT(report.at("suspicious") ==
+         Json::array({{{"tensor", "enc.1.attn.v.weight"}, {"why", "every value is 0"}}}));
+  const Json table = Json::parse(run_program("sft-info", {path, "--tensors", "--json"}).out);
+  for (const Json& tensor : table.at("table"))
+    EXPECT((tensor.at("zeros") == shape.count()) == (tensor.at("name") == "enc.1.attn.v.weight"));
+  EXPECT(!table.contains("suspicious"));
 }
 
 TEST_CASE("sft-convert: reports, verifies, refuses") {
