@@ -11,8 +11,8 @@ namespace sft {
 namespace {
 
 constexpr int64_t kLeastJudged = 16384, kLeastRows = 8;
-// Of a fresh matrix the largest of five such numbers is above 5 in less than one of 10^4; after
-// 1000 updates of a HuBERT 128 wide the least of its layers' matrices is at 8.
+// Fresh matrices of a HuBERT 128 wide are at most at 3.3; after 1000 updates of pre-training those
+// of its layers are between 15 and 258, and the feature projection is at 7.6.
 constexpr double kRandom = 5;
 constexpr double kFarFromRandom = 20;
 

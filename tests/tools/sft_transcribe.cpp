@@ -42,6 +42,22 @@ TEST_CASE("sft-transcribe: hears what the run's evaluation did, at any rate; --j
   EXPECT(run_program("sft-transcribe", {job.run, speech.folder / "8k.wav"}).code == 0);
 }
 
+TEST_CASE("sft-transcribe: a run's linear head hears the same as a folder for transformers") {
+  if (test::absent("sft-transcribe") || test::absent("sft-convert")) return;
+  const TinySpeech speech;
+  const TrainJob job = speech.job("run", {"train.steps=20", "optim.lr=0.02"});
+  finetune(job);
+  const std::string hf = speech.folder / "hf", wav = speech.folder / "0.wav";
+  const auto converted = run_program("sft-convert", {job.run, "-o", hf});
+  INFO(converted.err);
+  REQUIRE(converted.code == 0);
+  EXPECT(converted.out.find("dropped") == std::string::npos);
+  const auto heard = run_program("sft-transcribe", {hf, wav});
+  EXPECT(heard.code == 0);
+  EXPECT(heard.out == run_program("sft-transcribe", {job.run, wav}).out);
+  EXPECT(heard.out.size() > wav.size() + 3);
+}
+
 TEST_CASE("sft-transcribe: classes are printed by name") {
   if (test::absent("sft-transcribe")) return;
   const TinySpeech speech;
