@@ -10,6 +10,7 @@
 #include "engine/formats/safetensors.h"
 #include "engine/io/directory.h"
 #include "engine/io/file.h"
+#include "models/huggingface_config.h"
 #include "models/model_card.h"
 #include "models/names.h"
 #include "models/vocabulary.h"
@@ -19,24 +20,19 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr const char* kOurKeys = "sft";  // of config.json: what transformers has no keys for
-
 // An architecture and its classes in transformers.
 struct Family {
-  std::string_view arch, model_type;
+  std::string_view arch;
   std::string_view bare, ctc;  // the class without a head, and with a CTC head
   std::string_view prefix;     // of the encoder inside a class with a head
 };
 constexpr std::array kFamilies = {
-    Family{"hubert", "hubert", "HubertModel", "HubertForCTC", "hubert."},
-    Family{"wav2vec2", "wav2vec2", "Wav2Vec2Model", "Wav2Vec2ForCTC", "wav2vec2."},
-    Family{"unispeechsat", "unispeech-sat", "UniSpeechSatModel", "UniSpeechSatForCTC",
-           "unispeech_sat."},
-    Family{"wavlm", "wavlm", "WavLMModel", "WavLMForCTC", "wavlm."},
-    Family{"data2vecaudio", "data2vec-audio", "Data2VecAudioModel", "Data2VecAudioForCTC",
-           "data2vec_audio."},
-    // without a norm before the projection
-    Family{"distilhubert", "hubert", "HubertModel", "HubertForCTC", "hubert."},
+    Family{"hubert", "HubertModel", "HubertForCTC", "hubert."},
+    Family{"wav2vec2", "Wav2Vec2Model", "Wav2Vec2ForCTC", "wav2vec2."},
+    Family{"unispeechsat", "UniSpeechSatModel", "UniSpeechSatForCTC", "unispeech_sat."},
+    Family{"wavlm", "WavLMModel", "WavLMForCTC", "wavlm."},
+    Family{"data2vecaudio", "Data2VecAudioModel", "Data2VecAudioForCTC", "data2vec_audio."},
+    Family{"distilhubert", "HubertModel", "HubertForCTC", "hubert."},
 };
 
 // data2vec's: before the table below, which has other names for these.
@@ -81,82 +77,6 @@ constexpr std::array kHeads = {
 };
 constexpr std::array kCtcHead = {Spelling{"task.out.*", "lm_head.*"}};
 
-// config.json, with null meaning absent.
-class Fields {
- public:
-  Fields(std::string path, Json json) : path_(std::move(path)), json_(std::move(json)) {
-    if (!json_.is_object()) fail(Kind::input, "{}: not a JSON object", printable(path_));
-  }
-  bool has(const char* key) const { return json_.contains(key) && !json_[key].is_null(); }
-  template <class T>
-  void get(const char* key, T& to) const {
-    if (!has(key)) return;
-    const Json& v = json_[key];
-    bool ok = false;
-    if constexpr (std::is_same_v<T, bool>)
-      ok = v.is_boolean();
-    else if constexpr (std::is_same_v<T, int64_t>)
-      ok = v.is_number_integer();
-    else if constexpr (std::is_same_v<T, double>)
-      ok = v.is_number();
-    else if constexpr (std::is_same_v<T, std::string>)
-      ok = v.is_string();
-    else
-      ok = v.is_array() &&
-           std::all_of(v.begin(), v.end(), [](const Json& x) { return x.is_number_integer(); });
-    if (!ok)
-      fail(Kind::input, "{}: {} is {} (expected {})", printable(path_), key,
-           printable(v.dump(-1, ' ', false, Json::error_handler_t::replace), 60), wanted<T>());
-    to = v.get<T>();
-  }
-  const std::string& path() const { return path_; }
-  const Json& json() const { return json_; }
-
- private:
-  template <class T>
-  static std::string_view wanted() {
-    if constexpr (std::is_same_v<T, bool>) return "true or false";
-    if constexpr (std::is_same_v<T, int64_t>) return "an integer";
-    if constexpr (std::is_same_v<T, double>) return "a number";
-    if constexpr (std::is_same_v<T, std::string>) return "a string";
-    return "a list of integers";
-  }
-  std::string path_;
-  Json json_;
-};
-
-Fields read_fields(const std::string& path) {
-  return Fields(path, Json::parse(read_text(path), nullptr, false));
-}
-
-// What we do not compute: a file that asks for it is not one of ours.
-void refuse_variants(const Fields& f) {
-  for (const char* key : {"hidden_act", "feat_extract_activation"}) {
-    std::string activation = "gelu";
-    f.get(key, activation);
-    if (activation != "gelu")
-      fail(Kind::input, "{}: {} is {} (expected gelu)", printable(f.path()), key,
-           printable(activation));
-  }
-  for (const char* key : {"conv_pos_batch_norm", "add_adapter"}) {
-    bool on = false;
-    f.get(key, on);
-    if (on) fail(Kind::input, "{}: {} is true (expected false)", printable(f.path()), key);
-  }
-}
-
-std::string_view arch_of(const Fields& f) {
-  std::string type;
-  f.get("model_type", type);
-  std::vector<std::string_view> known;
-  for (const Family& family : kFamilies) {
-    if (family.model_type == type) return family.arch;
-    if (known.empty() || known.front() != family.model_type) known.push_back(family.model_type);
-  }
-  fail(Kind::input, "{}: model_type is {} (expected {})", printable(f.path()),
-       type.empty() ? "missing" : printable(type), fmt::join(known, ", "));
-}
-
 const Family& family_of(const Config& config) {
   const auto it = std::find_if(kFamilies.begin(), kFamilies.end(),
                                [&](const Family& f) { return f.arch == config.arch; });
@@ -166,112 +86,26 @@ const Family& family_of(const Config& config) {
   return *it;
 }
 
-Config architecture(const Fields& f) {
-  Config c;
-  c.arch = arch_of(f);
-  f.get("num_hidden_layers", c.layers);
-  f.get("hidden_size", c.width);
-  f.get("intermediate_size", c.ffn);
-  f.get("num_attention_heads", c.heads);
-  f.get("layer_norm_eps", c.norm_eps);
-  f.get("do_stable_layer_norm", c.pre_norm);
-  f.get("conv_dim", c.conv_dims);
-  f.get("conv_kernel", c.conv_kernels);
-  f.get("conv_stride", c.conv_strides);
-  auto convolutions = static_cast<int64_t>(c.conv_dims.size());
-  f.get("num_feat_extract_layers", convolutions);
-  if (convolutions != static_cast<int64_t>(c.conv_dims.size()))
-    fail(Kind::input, "{}: num_feat_extract_layers is {}, but conv_dim has {}", printable(f.path()),
-         convolutions, c.conv_dims.size());
-  f.get("conv_bias", c.conv_bias);
-  f.get("feat_extract_norm", c.conv_norm);
-  f.get("feat_proj_layer_norm", c.feat_norm);
-  f.get("num_conv_pos_embedding_groups", c.pos_groups);
-  f.get("num_buckets", c.rel_buckets);
-  f.get("max_bucket_distance", c.rel_max_distance);
-  if (c.stacked_positions()) {
-    c.conv_norm = "layer", c.pre_norm = false;  // Data2VecAudioModel has no others
-    c.pos_kernel = 19, c.pos_depth = 5;
-    f.get("conv_pos_kernel_size", c.pos_kernel);
-    f.get("num_conv_pos_embeddings", c.pos_depth);
-  } else {
-    f.get("num_conv_pos_embeddings", c.pos_kernel);
-  }
-  if (c.arch == "hubert" && !c.feat_norm) c.arch = "distilhubert", c.mask_emb = false;
-  return c;
-}
-
-// Defaults are those of HubertConfig, Wav2Vec2Config and WavLMConfig.
-void read_training(const Fields& f, Config& c) {
-  auto& t = c.train;
-  t.activation_dropout = 0.1, t.input_dropout = 0, t.feature_dropout = 0, t.layerdrop = 0.1;
-  f.get("hidden_dropout", t.dropout);
-  f.get("attention_dropout", t.attention_dropout);
-  f.get("activation_dropout", t.activation_dropout);
-  f.get("feat_proj_dropout", t.input_dropout);
-  f.get("feat_quantizer_dropout", t.feature_dropout);
-  f.get("layerdrop", t.layerdrop);
-  f.get("proj_codevector_dim", c.pretrain.dim);
-  f.get("contrastive_logits_temperature", c.pretrain.temp);
-  f.get("num_codevector_groups", c.pretrain.vq_groups);
-  f.get("num_codevectors_per_group", c.pretrain.vq_vars);
-}
-
-// What a folder that we wrote says beyond transformers' own keys.
-Config with_our_keys(const Config& config, const Fields& f) {
-  if (!f.has(kOurKeys)) return config;
-  if (!f.json()[kOurKeys].is_object())
-    fail(Kind::input, "{}: {} is not an object", printable(f.path()), kOurKeys);
-  Metadata metadata = metadata_from_config(config);
-  for (const auto& [key, value] : f.json()[kOurKeys].items()) {
-    if (key == "general.architecture") continue;
-    if (config.task.kind.empty() && key.starts_with("sft.task.")) continue;  // of a head left out
-    metadata.set(key, value_from_json(value.dump(-1, ' ', false, Json::error_handler_t::replace),
-                                      f.path(), key));
-  }
-  return config_from_metadata(metadata, f.path());
-}
-
-// preprocessor: null where the folder has none.
-Config config_of(const Fields& f, const Fields* preprocessor, const Config::Task& task) {
-  refuse_variants(f);
-  Config c = architecture(f);
-  read_training(f, c);
-  c.task = task;
-  c.normalize_eps = 1e-7;                 // Wav2Vec2FeatureExtractor's
-  c.normalize = preprocessor != nullptr;  // do_normalize is true where it is not given
-  if (preprocessor) {
-    preprocessor->get("do_normalize", c.normalize);
-    int64_t rate = 16000;
-    preprocessor->get("sampling_rate", rate);
-    if (rate != 16000)
-      fail(Kind::input, "{}: sampling_rate is {} (expected 16000)", printable(preprocessor->path()),
-           rate);
-  }
-  check_config(c, f.path());
-  return with_our_keys(c, f);
-}
-
 // The feature extractor's file; transformers 5 writes it into the processor's.
-std::optional<Fields> read_preprocessor(const std::string& folder) {
+std::optional<JsonFields> read_preprocessor(const std::string& folder) {
   const std::string alone = folder + "/preprocessor_config.json";
-  if (std::filesystem::exists(alone)) return read_fields(alone);
+  if (std::filesystem::exists(alone)) return JsonFields::of_file(alone);
   const std::string processor = folder + "/processor_config.json";
   if (!std::filesystem::exists(processor)) return std::nullopt;
-  const Fields f = read_fields(processor);
+  const JsonFields f = JsonFields::of_file(processor);
   if (!f.has("feature_extractor")) return std::nullopt;
-  return Fields(processor + ": feature_extractor", f.json()["feature_extractor"]);
+  return f.object("feature_extractor");
 }
 
 Config read_config(const std::string& folder, const Config::Task& task) {
-  const Fields f = read_fields(folder + "/config.json");
-  const std::optional<Fields> preprocessor = read_preprocessor(folder);
-  return config_of(f, preprocessor ? &*preprocessor : nullptr, task);
+  const JsonFields f = JsonFields::of_file(folder + "/config.json");
+  const std::optional<JsonFields> preprocessor = read_preprocessor(folder);
+  return config_from_huggingface(f, preprocessor ? &*preprocessor : nullptr, task);
 }
 
 // The units of the head, whose sizes must be those of config.json.
 Vocabulary read_head(const std::string& folder, const TensorInfo& head) {
-  const Fields f = read_fields(folder + "/config.json");
+  const JsonFields f = JsonFields::of_file(folder + "/config.json");
   const int64_t outputs = head.shape.rank() ? head.shape[0] : 0;
   int64_t size = outputs;
   f.get("vocab_size", size);
@@ -453,9 +287,8 @@ void add_ctc(Json& json, const Config::Task& task) {
 }
 
 Json config_json(const Config& config, Head head, Dtype dtype) {
-  const Family& family = family_of(config);
   Json json = {
-      {"model_type", family.model_type},
+      {"model_type", model_type_of(config.arch)},
       {"num_hidden_layers", config.layers},
       {"hidden_size", config.width},
       {"intermediate_size", config.ffn},
@@ -521,8 +354,9 @@ Json preprocessor_json(const Config& config) {
 
 // What a reader of config.json alone would not know, or know otherwise.
 Json our_keys(const Config& config, const Json& json, const Json& preprocessor) {
-  const Fields f("config.json", json), p("preprocessor_config.json", preprocessor);
-  const Metadata known = metadata_from_config(config_of(f, &p, config.task)),
+  const JsonFields f("config.json", json.dump());
+  const JsonFields p("preprocessor_config.json", preprocessor.dump());
+  const Metadata known = metadata_from_config(config_from_huggingface(f, &p, config.task)),
                  all = metadata_from_config(config);
   Json ours = Json::object();
   for (const auto& [key, value] : all.entries()) {
@@ -539,7 +373,7 @@ void keep_our_keys(const Config& config, Json& json, const Json& preprocessor,
   std::vector<std::string> keys;
   for (const auto& item : ours.items()) keys.push_back(item.key());
   if (keys.empty()) return;
-  json[kOurKeys] = ours;
+  json[std::string(kOurKeys)] = ours;
   remarks.push_back(fmt::format("kept under \"{}\" of config.json, which transformers ignores: {}",
                                 kOurKeys, fmt::join(keys, ", ")));
 }

@@ -9,6 +9,9 @@
 #define LLVMFuzzerTestOneInput fuzz_gguf
 #include "tests/fuzz/gguf.cpp"
 #undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_config
+#include "tests/fuzz/config.cpp"
+#undef LLVMFuzzerTestOneInput
 #define LLVMFuzzerTestOneInput fuzz_safetensors
 #include "tests/fuzz/safetensors.cpp"
 #undef LLVMFuzzerTestOneInput
@@ -88,6 +91,12 @@ TEST_CASE("gguf: mutated files end in a sound table or an input error") {
 
 TEST_CASE("safetensors: mutated files end in a sound table or an input error") {
   mutate({"containers.safetensors"}, fuzz_safetensors);
+}
+
+TEST_CASE("config: mutated JSON ends in a sound configuration or an input error") {
+  mutate({"models/hubert-group/config.json", "models/wavlm-layer/config.json",
+          "models/data2vec/config.json", "models/wav2vec2-group/config.json"},
+         fuzz_config);
 }
 
 TEST_CASE("zip: mutated archives end in sound entries or an input error") {

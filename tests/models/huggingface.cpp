@@ -155,7 +155,7 @@ TEST_CASE("huggingface: configurations that are wrong, hostile, or of other mode
   refuses("conv_bias", true, "tensor conv.0.bias is missing");
   refuses("layer_norm_eps", 0.0, "layer_norm_epsilon");
   refuses("num_feat_extract_layers", 6, "num_feat_extract_layers is 6, but conv_dim has 7");
-  refuses("sft", 3, "sft is not an object");
+  refuses("sft", 3, "sft is 3 (expected an object)");
   refuses("sft", Json{{"hubert.blok_count", 3}}, "key hubert.blok_count is not known");
   const Folder f("hubert-group");
   std::ofstream(f.path + "/config.json") << "[1, 2";
