@@ -107,9 +107,10 @@ class ClusterObjective : public MaskedObjective {
 
 }  // namespace
 
-std::unique_ptr<Objective> masked_objective(const RunConfig& config, const PretrainModel& model,
-                                            const Targets& targets, const Split& train,
-                                            const Split& dev, int64_t cache_bytes) {
+std::unique_ptr<Objective> masked_prediction_objective(const RunConfig& config,
+                                                       const PretrainModel& model,
+                                                       const Targets& targets, const Split& train,
+                                                       const Split& dev, int64_t cache_bytes) {
   return std::make_unique<ClusterObjective>(config, model, targets, train, dev, cache_bytes);
 }
 

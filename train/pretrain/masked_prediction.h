@@ -64,8 +64,9 @@ MaskedLosses masked_prediction(Tape& t, const PretrainModel& model, Var features
 
 // Dev scores: loss (nats a masked frame, without the penalty) and accuracy, with the masks of
 // update 0. The arguments outlive the objective.
-std::unique_ptr<Objective> masked_objective(const RunConfig& config, const PretrainModel& model,
-                                            const Targets& targets, const Split& train,
-                                            const Split& dev, int64_t cache_bytes);
+std::unique_ptr<Objective> masked_prediction_objective(const RunConfig& config,
+                                                       const PretrainModel& model,
+                                                       const Targets& targets, const Split& train,
+                                                       const Split& dev, int64_t cache_bytes);
 
 }  // namespace sft

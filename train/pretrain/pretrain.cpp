@@ -154,8 +154,8 @@ TrainerReport predict_clusters(const Session& s) {
   RunDir run = begin(s);
   const Targets targets = job.dry_run ? blank_targets(c, s.config, s.data)
                                       : targets_of(job, run, source.get(), s.config, s.data);
-  const auto objective =
-      masked_objective(c, model, targets, s.data.train, s.data.dev, available_memory() / 4);
+  const auto objective = masked_prediction_objective(c, model, targets, s.data.train, s.data.dev,
+                                                     available_memory() / 4);
   return train(job, s.base_id, s.config, bound.store, {}, *objective, run);
 }
 
