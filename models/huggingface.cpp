@@ -407,9 +407,9 @@ HuggingFaceFolder create_huggingface(const std::string& path, const Config& conf
   if (config.normalize && config.normalize_eps != 1e-7)
     dropped.push_back(
         fmt::format("transformers normalises with 1e-7 in place of {}", config.normalize_eps));
-  std::vector<std::pair<std::string, std::string>> texts;
-  if (head == Head::ctc) texts = vocabulary_files(kept.task);
-  texts.emplace_back("README.md", model_card(kept, class_of(kept, head), tensors));
+  std::map<std::string, std::string, std::less<>> texts;  // files, by name
+  if (head == Head::ctc) texts = vocabulary_texts(kept.task);
+  texts["README.md"] = model_card(kept, class_of(kept, head), tensors);
   auto folder = std::make_unique<OutputDirectory>(path, existing);
   for (const auto& [name, text] : texts) write_text(folder->file(name), text);
   write_text(folder->file("preprocessor_config.json"), preprocessor.dump(2) + "\n");

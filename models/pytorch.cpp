@@ -468,7 +468,8 @@ void read_our_keys(StoredModel& model, PickleValue root, bool with_heads) {
   model.config = config_from_metadata(metadata, model.path);
   for (const std::string& name : made) {
     if (!model.tensors.erase(name)) continue;
-    model.remarks.push_back(fmt::format("{}: made for its reader when it was written, not kept", name));
+    model.remarks.push_back(
+        fmt::format("{}: made for its reader when it was written, not kept", name));
   }
 }
 

@@ -45,8 +45,7 @@ std::string shown(const Json& json) {
 // A JSON object with every key once; of two, parsers keep the last.
 class Object {
  public:
-  explicit Object(std::string path) : path_(std::move(path)) {
-    const std::string text = read_text(path_);
+  Object(std::string path, std::string_view text) : path_(std::move(path)) {
     std::vector<std::set<std::string>> keys;  // of the objects that are open
     const auto once = [&](int depth, Json::parse_event_t event, Json& parsed) {
       const bool key = event == Json::parse_event_t::key;
@@ -60,13 +59,11 @@ class Object {
       json_ = Json::parse(text, once);
     } catch (const Json::parse_error& e) {
       fail(Kind::input, without_head(), "{}: is no JSON at byte {}", printable(path_), e.byte);
+    } catch (const Json::out_of_range&) {
+      fail(Kind::input, without_head(), "{}: has a number beyond all limits", printable(path_));
     }
     if (!json_.is_object())
       fail(Kind::input, without_head(), "{}: not a JSON object", printable(path_));
-  }
-  // {} where there is none.
-  static Object optional(const std::string& path) {
-    return std::filesystem::exists(path) ? Object(path) : Object(path, Json::object());
   }
 
   const std::string& path() const { return path_; }
@@ -92,7 +89,6 @@ class Object {
   }
 
  private:
-  Object(std::string path, Json json) : path_(std::move(path)), json_(std::move(json)) {}
   std::string path_;
   Json json_;
 };
@@ -105,7 +101,18 @@ struct Tokenizer {
   std::string where;                  // the file that says so
 };
 
-void read_added(const std::string& folder, const Object& config, Tokenizer& tokenizer) {
+// The files of a folder, {} for one that is not there.
+struct Files {
+  const VocabularyTexts& texts;
+  const std::string& folder;
+
+  Object operator[](const char* name) const {
+    const auto it = texts.find(name);
+    return {folder + "/" + name, it == texts.end() ? "{}" : it->second};
+  }
+};
+
+void read_added(const Files& files, const Object& config, Tokenizer& tokenizer) {
   if (config.has("added_tokens_decoder")) {
     const Json& decoder = config.json()["added_tokens_decoder"];
     if (!decoder.is_object()) config.wrong("added_tokens_decoder", decoder, "an object");
@@ -117,13 +124,13 @@ void read_added(const std::string& folder, const Object& config, Tokenizer& toke
       tokenizer.added[value["content"].get<std::string>()] = std::stoull(id);
     }
   }
-  const Object more = Object::optional(folder + "/added_tokens.json");
+  const Object more = files["added_tokens.json"];
   for (const auto& [token, id] : more.json().items()) tokenizer.added[token] = id;
 }
 
-Tokenizer read_tokenizer(const std::string& folder, std::vector<std::string>& remarks) {
-  const Object config = Object::optional(folder + "/tokenizer_config.json");
-  const Object map = Object::optional(folder + "/special_tokens_map.json");
+Tokenizer read_tokenizer(const Files& files, std::vector<std::string>& remarks) {
+  const Object config = files["tokenizer_config.json"];
+  const Object map = files["special_tokens_map.json"];
   Tokenizer t;
   t.where = config.path();
   const std::string name = config.token("tokenizer_class").value_or(std::string(kCharacters));
@@ -145,7 +152,7 @@ Tokenizer read_tokenizer(const std::string& folder, std::vector<std::string>& re
   t.lower = config.flag("do_lower_case");
   if (config.flag("clean_up_tokenization_spaces"))
     remarks.push_back("tokenizer_config.json: clean_up_tokenization_spaces is not applied to text");
-  read_added(folder, config, t);
+  read_added(files, config, t);
   return t;
 }
 
@@ -199,14 +206,13 @@ class Table {
   std::set<std::string> seen_;
 };
 
-std::vector<std::string> read_tokens(const std::string& folder, const Tokenizer& tokenizer,
+std::vector<std::string> read_tokens(const Files& files, const Tokenizer& tokenizer,
                                      int64_t outputs, std::vector<std::string>& remarks) {
-  const std::string path = folder + "/vocab.json";
-  if (!std::filesystem::exists(path))
+  const Object vocabulary = files["vocab.json"];
+  if (!files.texts.contains("vocab.json"))
     fail(Kind::input, without_head(), "{}: is not there (expected the {} units of lm_head)",
-         printable(path), outputs);
-  const Object vocabulary{path};
-  Table table(path, outputs);
+         printable(vocabulary.path()), outputs);
+  Table table(vocabulary.path(), outputs);
   for (const auto& [token, id] : vocabulary.json().items()) table.add(token, id);
   for (const auto& [token, id] : tokenizer.added)
     if (!table.add_beside(token, id))
@@ -258,9 +264,10 @@ void check_units(const std::vector<std::string>& units, int64_t blank, bool phon
       fail(Kind::input, without_head(), "{}: token {} of id {} (expected {} without spaces)",
            printable(path), shown(unit), id, phonemes ? "texts" : "single characters");
   }
-  if (phonemes && units_are_characters(units, blank))
-    fail(Kind::input, without_head(), "{}: single characters with | (expected phonemes)",
-         printable(path));
+  if (phonemes == units_are_characters(units, blank))
+    fail(Kind::input, without_head(), "{}: {}", printable(path),
+         phonemes ? "single characters with | (expected phonemes)"
+                  : "the word delimiter is the blank, too");
 }
 
 // What the tokenizer does to texts: once, to the units.
@@ -282,11 +289,13 @@ void to_lower(std::vector<std::string>& units, const std::string& path) {
 
 }  // namespace
 
-Vocabulary read_vocabulary(const std::string& folder, int64_t outputs) {
+Vocabulary parse_vocabulary(const VocabularyTexts& texts, const std::string& folder,
+                            int64_t outputs) {
   Vocabulary vocabulary;
+  const Files files{texts, folder};
   const std::string path = folder + "/vocab.json";
-  const Tokenizer tokenizer = read_tokenizer(folder, vocabulary.remarks);
-  std::vector<std::string> units = read_tokens(folder, tokenizer, outputs, vocabulary.remarks);
+  const Tokenizer tokenizer = read_tokenizer(files, vocabulary.remarks);
+  std::vector<std::string> units = read_tokens(files, tokenizer, outputs, vocabulary.remarks);
   const int64_t blank = blank_of(units, tokenizer, path);
   name_delimiter(units, tokenizer, path);
   check_units(units, blank, tokenizer.phonemes, path);
@@ -296,6 +305,15 @@ Vocabulary read_vocabulary(const std::string& folder, int64_t outputs) {
   }
   vocabulary.task = {.kind = "ctc", .head = "linear", .blank = blank, .units = std::move(units)};
   return vocabulary;
+}
+
+Vocabulary read_vocabulary(const std::string& folder, int64_t outputs) {
+  VocabularyTexts texts;
+  for (const char* name :
+       {"vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"})
+    if (const std::string path = folder + "/" + name; std::filesystem::exists(path))
+      texts[name] = read_text(path);
+  return parse_vocabulary(texts, folder, outputs);
 }
 
 int64_t special_id(const Config::Task& task, std::string_view name) {
@@ -326,7 +344,7 @@ std::string in_order_of_ids(const std::vector<std::string>& units) {
 
 }  // namespace
 
-std::vector<std::pair<std::string, std::string>> vocabulary_files(const Config::Task& task) {
+VocabularyTexts vocabulary_texts(const Config::Task& task) {
   const Json names = {{"pad_token", task.units.at(static_cast<size_t>(task.blank))},
                       {"unk_token", special(task, "<unk>", "[UNK]")},
                       {"bos_token", special(task, "<s>", "[BOS]")},
@@ -372,14 +390,13 @@ std::string symbol_of(std::string_view line) {
 
 }  // namespace
 
-std::vector<std::string> read_fairseq_dictionary(const std::string& path) {
+std::vector<std::string> parse_fairseq_dictionary(std::string_view text, const std::string& path) {
   std::vector<std::string> units(std::begin(kFairseqSpecials), std::end(kFairseqSpecials));
   std::set<std::string> seen(units.begin(), units.end());
-  const std::string text = read_text(path);
   size_t number = 1;
   for (size_t begin = 0; begin < text.size(); ++number) {
     const size_t end = std::min(text.find('\n', begin), text.size());
-    const std::string line = text.substr(begin, end - begin);
+    const std::string line(text.substr(begin, end - begin));
     const std::string symbol = symbol_of(line);
     if (symbol.empty())
       fail(Kind::input, without_head(), "{}:{}: '{}' (expected SYMBOL COUNT)", printable(path),
@@ -391,6 +408,10 @@ std::vector<std::string> read_fairseq_dictionary(const std::string& path) {
     begin = end + 1;
   }
   return units;
+}
+
+std::vector<std::string> read_fairseq_dictionary(const std::string& path) {
+  return parse_fairseq_dictionary(read_text(path), path);
 }
 
 std::string fairseq_dictionary(const Config::Task& task) {

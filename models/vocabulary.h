@@ -2,10 +2,10 @@
 // (docs/model-files.md). Ours is sft.task.units with sft.task.blank, and | between words.
 #pragma once
 
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "models/config.h"
@@ -24,17 +24,23 @@ struct Vocabulary {
   std::vector<std::string> remarks;  // what is not as it is in the folder, one line each
 };
 
-// vocab.json, with tokenizer_config.json, special_tokens_map.json and added_tokens.json where they
-// are, of a head of `outputs` rows. Kind::input, naming file and field, unless every output has
-// exactly one token, the blank (pad_token) is one of them, and texts come out as the tokenizer
-// (Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer) makes them.
+// The texts of vocab.json, tokenizer_config.json, special_tokens_map.json and added_tokens.json, by
+// these names; all but the first may be absent.
+using VocabularyTexts = std::map<std::string, std::string, std::less<>>;
+
+// Of a head of `outputs` rows. Kind::input, naming file and field (`folder` stands before them),
+// unless every output has exactly one token, the blank (pad_token) is one of them, and texts come
+// out as the tokenizer (Wav2Vec2CTCTokenizer, Wav2Vec2PhonemeCTCTokenizer) makes them.
+Vocabulary parse_vocabulary(const VocabularyTexts& texts, const std::string& folder,
+                            int64_t outputs);
 Vocabulary read_vocabulary(const std::string& folder, int64_t outputs);
 
-// The same as files of a folder: name and text.
-std::vector<std::pair<std::string, std::string>> vocabulary_files(const Config::Task& task);
+// The same texts of a linear CTC head. Kind::usage if a unit is there twice.
+VocabularyTexts vocabulary_texts(const Config::Task& task);
 
 // fairseq's dict.ltr.txt, lines of "SYMBOL COUNT": behind its <s>, which is the blank, <pad>, </s>
 // and <unk>. Kind::input naming the line.
+std::vector<std::string> parse_fairseq_dictionary(std::string_view text, const std::string& path);
 std::vector<std::string> read_fairseq_dictionary(const std::string& path);
 // That file for these units; empty: their blank is not 0, the first four are not the blank and
 // three specials, or a symbol is there twice.

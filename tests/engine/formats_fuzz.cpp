@@ -24,6 +24,9 @@
 #define LLVMFuzzerTestOneInput fuzz_torch
 #include "tests/fuzz/torch.cpp"
 #undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_vocabulary
+#include "tests/fuzz/vocabulary.cpp"
+#undef LLVMFuzzerTestOneInput
 
 namespace {
 
@@ -109,4 +112,8 @@ TEST_CASE("pickle: mutated pickles end in a tree or an input error") {
 
 TEST_CASE("torch: mutated files end in tensors inside them or an input error") {
   mutate({"torch/torch-2.zip", "torch/torch-2.legacy"}, fuzz_torch);
+}
+
+TEST_CASE("vocabulary: mutated JSON ends in one unit for every output or an input error") {
+  mutate({"vocabulary.txt"}, fuzz_vocabulary);
 }

@@ -220,6 +220,8 @@ TEST_CASE("vocabulary: what is wrong in vocab.json") {
   f.expect_error("vocab.json: is no JSON at byte 10");
   std::ofstream(f.path + "/vocab.json") << "{\"a\": 0, \"b\": 1, \"a\": 2}";
   f.expect_error("vocab.json: \"a\" is there twice");
+  std::ofstream(f.path + "/vocab.json") << "{\"a\": 1e999}";
+  f.expect_error("vocab.json: has a number beyond all limits");
   std::ofstream(f.path + "/vocab.json") << std::string(2 << 20, '{');
   f.expect_error("vocab.json", false);  // too large to be looked into
   fs::remove(f.path + "/vocab.json");
@@ -249,6 +251,10 @@ TEST_CASE("vocabulary: what is wrong beside vocab.json") {
   refuses("hubert-ctc", config, "replace_word_delimiter_char", "_", "(expected a space)");
   refuses("hubert-ctc", config, "target_lang", "eng", "target_lang is \"eng\" (expected one");
   refuses("hubert-ctc", config, "word_delimiter_token", "/", "word_delimiter_token / is not one");
+  const Folder blank("hubert-ctc");  // nothing would part words
+  blank.set(config, "pad_token", "|");
+  fs::remove(blank.path + "/special_tokens_map.json");
+  blank.expect_error("vocab.json: the word delimiter is the blank, too");
   refuses("hubert-ctc", config, "word_delimiter_token", "E", "| is a unit, and not the word delim");
   refuses("hubert-ctc", config, "added_tokens_decoder", Json{{"x", {{"content", "<s>"}}}},
           "added_tokens_decoder.x is {");

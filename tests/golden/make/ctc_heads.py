@@ -134,6 +134,9 @@ def make():
         texts[name] = text
     save('ctc-heads', tensors)
     write_json(os.path.join(GOLDEN, 'ctc-heads.json'), texts)
+    parts = ('vocab.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json')
+    with open(os.path.join(GOLDEN, 'vocabulary.txt'), 'w') as f:          # a line each: what the fuzzer starts from
+        f.writelines(open(os.path.join(folder('wav2vec2-ctc'), part)).read() for part in parts)
 
 
 def check(path, transcribe):
