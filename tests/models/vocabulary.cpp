@@ -67,12 +67,15 @@ void expect_same_tensors(const ModelFile& a, const ModelFile& b) {
   }
 }
 
-// A linear CTC head on the tiny HuBERT.
-ModelFile with_units(const Names& units, int64_t blank) {
-  ModelFile model = open_model(folder_of("hubert-group"));
+// A linear CTC head on a tiny model.
+ModelFile with_units(const Names& units, int64_t blank,
+                     const std::string& golden = "hubert-group") {
+  ModelFile model = open_model(folder_of(golden));
+  const int64_t width = model.config.width;
   const auto count = static_cast<int64_t>(units.size());
   model.config.task = {.kind = "ctc", .head = "linear", .blank = blank, .units = units};
-  model.tensors.add_owned("task.out.weight", {count, 32}, std::vector<float>(units.size() * 32, 1));
+  model.tensors.add_owned("task.out.weight", {count, width},
+                          std::vector<float>(static_cast<size_t>(count * width), 1));
   model.tensors.add_owned("task.out.bias", {count}, std::vector<float>(units.size(), 2));
   return model;
 }
@@ -189,6 +192,28 @@ TEST_CASE("vocabulary: the files of a folder that we write") {
   EXPECT(!fs::exists(folder / "e/vocab.json"));
   EXPECT(read_text(folder / "e/README.md").find("HubertModel.from_pretrained") !=
          std::string::npos);
+}
+
+TEST_CASE(
+    "vocabulary: the class of every family, and pre-training heads that it has no place for") {
+  for (const auto& [golden, name, dropped] : {std::tuple("data2vec", "Data2VecAudioForCTC", 0),
+                                              {"unispeechsat-layer", "UniSpeechSatForCTC", 0},
+                                              {"distilhubert.safetensors", "HubertForCTC", 4},
+                                              {"wav2vec2-group", "Wav2Vec2ForCTC", 7}}) {
+    INFO(name);
+    const test::TemporaryFolder folder;
+    const ModelFile model = with_units({"<pad>", "|", "a", "b"}, 0, golden);
+    int64_t lost = 0;
+    for (const std::string& remark : save_model(folder / "m", "hf", model.config, model.tensors))
+      lost += remark.starts_with("pretrain.") && remark.ends_with("no place for it, dropped");
+    EXPECT(lost == dropped);
+    EXPECT(json_of(folder / "m/config.json").at("architectures") == Json::array({name}));
+    const ModelFile back = open_model(folder / "m");
+    EXPECT(back.config.arch == model.config.arch);
+    EXPECT(back.config.task.units == model.config.task.units);
+    EXPECT(back.tensors.find("task.out.bias").f32()[3] == 2);
+    EXPECT(model_id(back.tensors) == model_id(model.tensors));
+  }
 }
 
 TEST_CASE("vocabulary: what is wrong in vocab.json") {
