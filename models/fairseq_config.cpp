@@ -434,7 +434,14 @@ TorchTree pretrained_task(const Config& c) {
 
 }  // namespace
 
-TorchTree task_settings(const Config& c) { return TorchTree::dict(task_items(c)); }
+// fairseq asks for data, and for HuBERT's classes in dict.km.txt there; who loads the file may say
+// where, since the key exists.
+TorchTree task_settings(const Config& c) {
+  std::vector<std::pair<std::string, TorchTree>> items = task_items(c);
+  items.emplace_back("data", TorchTree::text(""));
+  if (c.arch == "hubert") items.emplace_back("labels", TorchTree::list({TorchTree::text("km")}));
+  return TorchTree::dict(std::move(items));
+}
 
 TorchTree fine_tuned_settings(const Config& c, std::string_view class_name) {
   using Tree = TorchTree;

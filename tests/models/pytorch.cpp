@@ -280,6 +280,24 @@ TEST_CASE("pytorch: what we write has the names and shapes of the program's own 
   }
 }
 
+// Its loading refuses a task with a key it does not know, or without data.
+TEST_CASE("pytorch: the task that fairseq makes of what we write") {
+  const test::TemporaryFolder folder;
+  for (const char* name : {"hubert-group", "wav2vec2-group", "data2vec"}) {
+    INFO(name);
+    const ModelFile model = open_folder(name);
+    save_model(folder / "m.pt", "fairseq", model.config, model.tensors, Existing::replace);
+    const TorchFile file(folder / "m.pt");
+    const PickleValue task = *file.root().find("cfg")->find("task");
+    const bool hubert = model.config.arch == "hubert";
+    REQUIRE(task.find("data").has_value());
+    EXPECT(task.find("data")->is(PickleType::text));
+    EXPECT(task.find("label_rate").has_value() == hubert);
+    EXPECT(task.find("labels").has_value() == hubert);
+    EXPECT(task.find("normalize")->integer() == model.config.normalize);
+  }
+}
+
 TEST_CASE("pytorch: DeCoAR 2.0 follows its shapes; what is not its encoder is named") {
   const ModelFile model = open_model(torch_golden("decoar2.pt"));
   EXPECT(model.config.arch == "decoar2");

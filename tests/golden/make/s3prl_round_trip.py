@@ -1,25 +1,33 @@
 """A s3prl checkpoint of each family through the tools and back: convert to GGUF, fine-tune, merge, convert to every
 format, and load each in the program that it is for.
 
-    python s3prl_round_trip.py --tools build --wav FILE [--family NAME]      needs what s3prl_tiny.py needs, and gguf
+    python s3prl_round_trip.py --tools build --wav FILE [--family NAME] [--fairseq SOURCE...]
+                                                                    needs what s3prl_tiny.py needs, and gguf
 
-For each family: a small random model of s3prl's own code, in s3prl's form -> sft-convert (GGUF) -> sft-train, 20 updates
-of the stable recipe on the digits -> sft-merge --alpha 0.25 -> sft-convert to each format (written), and from each
-format to safetensors, which must have the same id (read). Verified: the hidden states that the format's own program
-computes from the file beside those of sft-extract from that file, relative Frobenius norms, the largest of all states:
-transformers for a folder; for .pt s3prl's modules (fairseq's and unilm's model code), loaded strictly. GGUF and
+For each family: a small random model of s3prl's own code, in s3prl's form -> sft-convert (GGUF) -> sft-train, 20
+updates of the stable recipe on the digits -> sft-merge --alpha 0.25 -> sft-convert to each format (written), and from
+each format to safetensors, which must have the same id (read). Verified: the hidden states that the format's own
+program computes from the file beside those of sft-extract from that file, relative Frobenius norms, the largest of all
+states: transformers for a folder; for .pt s3prl's modules (fairseq's and unilm's model code), loaded strictly, and
+where --fairseq says where it lies (as fairseq_check.py takes it), fairseq's own loading of its own form. GGUF and
 safetensors have no program with these models: gguf-py and safetensors read the file, and every tensor is compared with
 what s3prl reads from the .pt, bit by bit. Prints one table; exit code 1 if a difference is above 1e-5.
 """
 import argparse
+import importlib
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
 import tempfile
 
+if '--fairseq' in sys.argv:                             # its omegaconf must come first
+    sys.path[:0] = [os.path.abspath(p) for p in sys.argv[sys.argv.index('--fairseq') + 1:]]
+
 import gguf
+import numpy as np
 import soundfile
 import torch
 import transformers
@@ -120,6 +128,26 @@ def states_of_transformers(folder, wav):
     return [h[0].double() for h in (*out.hidden_states[:-1], out.last_hidden_state)]
 
 
+def states_of_fairseq(family, path, samples):
+    """By fairseq's own loading of a pre-trained checkpoint, which is strict."""
+    for alias, kind in {'float': float, 'int': int, 'bool': bool, 'object': object}.items():
+        if alias not in np.__dict__: setattr(np, alias, kind)           # numpy lost them
+    from fairseq import checkpoint_utils
+    logging.disable(logging.INFO)
+    if family == 'data2vecaudio': importlib.import_module('fairseq.examples.data2vec.models.data2vec_audio')
+    folder = os.path.dirname(path)
+    with open(os.path.join(folder, 'dict.km.txt'), 'w') as f: f.writelines(f'{s} 1\n' for s in s3prl_tiny.SYMBOLS[0][4:])
+    models, cfg, _ = checkpoint_utils.load_model_ensemble_and_task([path], arg_overrides={'data': folder})
+    model, states = models[0].eval(), []
+    for layer in model.encoder.layers:
+        layer.register_forward_hook(lambda _, args, out: states.append(args[0][:, 0]))
+    model.encoder.register_forward_hook(lambda _, args, out: states.append(out[0][0]))
+    if cfg.task.normalize: samples = torch.nn.functional.layer_norm(samples, samples.shape)
+    with torch.no_grad(): model.extract_features(samples[None], padding_mask=None, mask=False)
+    frames = min(len(s) for s in states)                               # without padding to an even number
+    return [s[:frames].double() for s in states]
+
+
 def as_s3prl(path):
     """fairseq's form as s3prl's own converter would leave it (that one needs fairseq installed)."""
     state = torch.load(path, weights_only=True)
@@ -130,17 +158,20 @@ def as_s3prl(path):
     return path + '.converted'
 
 
-def difference(tools, family, kind, path, s3prl_path, wav):
+def difference(tools, family, kind, path, s3prl_path, wav, fairseq):
     if kind in ('GGUF', 'safetensors'): return same_tensors(path, s3prl_path)
     if kind == 'HF folder':
         reference = states_of_transformers(path, wav)
     else:
         samples = torch.from_numpy(soundfile.read(wav, dtype='float32')[0])
-        reference = s3prl_tiny.states(family, as_s3prl(path) if kind == 'fairseq .pt' else path, samples)
+        if fairseq and kind == 'fairseq .pt' and family in ('hubert', 'wav2vec2', 'data2vecaudio'):
+            reference = states_of_fairseq(family, path, samples)
+        else:
+            reference = s3prl_tiny.states(family, as_s3prl(path) if kind == 'fairseq .pt' else path, samples)
     return max(off(a, b)[0] for a, b in zip(ours(tools.extract(), path, wav), reference, strict=True))
 
 
-def row(tools, family, wav):
+def row(tools, family, wav, fairseq):
     """-> {format: (written, read, verified, difference or reason)}"""
     out = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -154,7 +185,7 @@ def row(tools, family, wav):
                 continue
             again = paths[kind] + '.again.safetensors'
             assert tools.convert(paths[kind], again, 'safetensors') == id_model
-            out[kind] = difference(tools, family, kind, paths[kind], paths['s3prl .pt'], wav)
+            out[kind] = difference(tools, family, kind, paths[kind], paths['s3prl .pt'], wav, fairseq)
             print(family, kind, out[kind], file=sys.stderr)
     return out
 
@@ -169,11 +200,13 @@ def main():
     parser.add_argument('--tools', required=True)
     parser.add_argument('--wav', required=True)
     parser.add_argument('--family', choices=list(s3prl_tiny.MAKERS))
+    parser.add_argument('--fairseq', nargs='+')
     args = parser.parse_args()
     torch.set_num_threads(1)
     families = [args.family] if args.family else list(s3prl_tiny.MAKERS)
-    rows = {family: row(Tools(args.tools), family, args.wav) for family in families}
-    print(f'torch {torch.__version__}, transformers {transformers.__version__}, s3prl 0.4.18')
+    rows = {family: row(Tools(args.tools), family, args.wav, args.fairseq) for family in families}
+    also = ', fairseq ' + importlib.import_module('fairseq').__version__ if args.fairseq else ''
+    print(f'torch {torch.__version__}, transformers {transformers.__version__}, s3prl 0.4.18{also}')
     print('| family | ' + ' | '.join(FORMATS) + ' |')
     print('|---' * (len(FORMATS) + 1) + '|')
     for family, values in rows.items(): print(f'| {family} | ' + ' | '.join(cell(values[k]) for k in FORMATS) + ' |')
