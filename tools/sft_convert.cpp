@@ -138,13 +138,14 @@ struct Conversion {
       fail(Kind::internal, "{}: id {} after writing, {} before", printable(out), new_id, id);
     check_heads(model, written);
 
+    const bool alone = is_head_alone(model.config);  // the id is of encoders
     const std::string loaded = loaded_text(model, id);
     Json sums = Json::object();
     for (const auto& [file, sum] : file_sums(model.files)) sums[file] = sum;
     std::vector<Difference> differences;
     if (!wav.empty()) differences = verify(model, open_model(out), wav);
     if (cli.json()) {
-      const Json report = {{"loaded", loaded},     {"id", new_id},
+      const Json report = {{"loaded", loaded},     {"id", alone ? "" : new_id},
                            {"from", model.format}, {"sha256", sums},
                            {"path", out},          {"format", to},
                            {"remarks", remarks},   {"verify", to_json(differences)}};
@@ -154,7 +155,8 @@ struct Conversion {
       for (const auto& [file, sum] : sums.items())
         fmt::print("read: {}, sha256 {}\n", printable(file), sum.get<std::string>());
       for (const std::string& remark : remarks) fmt::print("remark: {}\n", remark);
-      fmt::print("{}: {}, {} tensors, id {}\n", printable(out), to, written.tensors.size(), new_id);
+      fmt::print("{}: {}, {} tensors{}\n", printable(out), to, written.tensors.size(),
+                 alone ? "" : ", id " + new_id);
       if (!wav.empty()) print(differences);
     }
     for (size_t i = 0; i < differences.size(); ++i)

@@ -85,6 +85,7 @@ TEST_CASE("sft-merge: --head-from takes a head alone, which is nothing else's mo
   REQUIRE(o.code == 0);
   EXPECT(o.out.find("loaded 2/") != std::string::npos);
   EXPECT(o.out.find("tensors): left out\n") != std::string::npos);
+  EXPECT(o.out.ends_with("head.safetensors: safetensors, 2 tensors\n"));
   REQUIRE(run_program("sft-merge", {m.base, m.tuned[1], "--head-from", head, "-o", out}).code == 0);
   const ModelFile merged = open_model(out);  // a folder of HubertForCTC
   EXPECT(merged.format == "hf");
