@@ -286,11 +286,8 @@ Names spelling_of(const std::string& path, const std::vector<TensorInfo>& tensor
 // The model that s3prl's downstream program was started with.
 std::string arch_of_upstream(PickleValue root) {
   constexpr std::pair<std::string_view, const char*> kUpstreams[] = {
-      {"wav2vec2", "wav2vec2"},
-      {"hubert", "hubert"},
-      {"wavlm", "wavlm"},
-      {"unispeech_sat", "unispeechsat"},
-      {"data2vec", "data2vecaudio"}};
+      {"wav2vec2", "wav2vec2"}, {"hf_wav2vec2", "wav2vec2"},       {"hubert", "hubert"},
+      {"wavlm", "wavlm"},       {"unispeech_sat", "unispeechsat"}, {"data2vec", "data2vecaudio"}};
   const auto args = fields_of(root.find("Args"));
   const auto upstream = args ? args->find("upstream") : std::nullopt;
   for (const auto& [name, arch] : kUpstreams)

@@ -484,6 +484,65 @@ TEST_CASE("pytorch: downstream checkpoints, Lightning and bare state dicts follo
   }
 }
 
+TEST_CASE(
+    "pytorch: the family of a fine-tuned s3prl model, by its tensors or its upstream's name") {
+  struct Upstream {
+    const char *arch, *name;
+    bool pre_norm, normalize;
+  };
+  const Upstream upstreams[] = {{"hubert", "hubert_large_ll60k", true, true},
+                                {"wav2vec2", "hf_wav2vec2_custom", true, true},
+                                {"unispeechsat", "unispeech_sat_large", true, true},
+                                {"wavlm", "any", true, true},
+                                {"data2vecaudio", "any", false, true},
+                                {"decoar2", "any", false, false}};
+  const test::TemporaryFolder folder;
+  for (const Upstream& upstream : upstreams) {
+    INFO(upstream.arch);
+    Config c = default_config(upstream.arch, "x");
+    c.width = 64, c.heads = 1, c.ffn = 96, c.layers = 1, c.pos_groups = 4;
+    if (!c.log_mel()) c.conv_dims.assign(7, 16), c.conv_norm = "layer", c.conv_bias = true;
+    c.pre_norm = upstream.pre_norm, c.normalize = upstream.normalize;
+    TensorMap tensors;
+    for (const TensorSpec& spec : backbone_tensors(c))
+      tensors.add_owned(spec.name, spec.shape,
+                        std::vector<float>(static_cast<size_t>(spec.shape.count()), 0.5f));
+    save_model(folder / "m.pt", "s3prl", c, tensors, Existing::replace);
+    const TorchFile full(folder / "m.pt");
+    const auto converted = full.root().find("model_weight");
+    const PickleValue state = converted ? *converted : *full.root().find("model");
+    std::vector<TensorInfo> infos;
+    std::vector<TensorSpec> specs;
+    for (size_t i = 0; i < state.size(); i += 2) {
+      const std::string name(state[i].text());
+      if (!TorchFile::is_tensor(state[i + 1]) || name.starts_with("quantizer.") ||
+          name.starts_with("final_proj.") || name.starts_with("project_q.") ||
+          name == "label_embs_concat")
+        continue;
+      infos.push_back(full.tensor(state[i + 1], "model." + name));
+      specs.push_back({infos.back().name, infos.back().shape});
+    }
+    const TorchTree args = TorchTree::dict({{"upstream", TorchTree::text(upstream.name)}});
+    TensorWriter writer = create_torch(
+        folder / "m.ckpt", TorchTree::dict({{"Args", args}, {"Upstream", TorchTree::tensors()}}),
+        specs, Existing::replace);
+    const TensorFile file = full.file(infos);
+    for (const TensorInfo& info : infos) {
+      std::vector<std::byte> bytes(info.bytes);
+      file.read(info, bytes);
+      writer.append(bytes);
+    }
+    writer.finish();
+    const ModelFile model = open_model(folder / "m.ckpt");
+    EXPECT(model.format == "s3prl-downstream");
+    EXPECT(model.config.arch == upstream.arch);
+    EXPECT(model.config.pre_norm == upstream.pre_norm);
+    EXPECT(model.config.normalize == upstream.normalize);
+    EXPECT(model.config.pos_depth == c.pos_depth);
+    EXPECT(model_id(model.tensors) == model_id(tensors));
+  }
+}
+
 TEST_CASE("pytorch: missing, doubled and unknown tensors, and two encoders") {
   const test::TemporaryFolder folder;
   const std::string path = folder / "m.pt";
