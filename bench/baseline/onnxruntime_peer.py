@@ -13,7 +13,7 @@ import workloads
 
 
 def export(arch, path):
-    """HuBERT with random weights and fused weight norm -> path."""
+    """A model with random weights and fused weight norm -> path."""
     import torch
     from pytorch import build
     model = build(arch, 'eager').eval()
@@ -34,14 +34,19 @@ def export(arch, path):
                           dynamic_shapes=({1: torch.export.Dim('samples', min=400, max=1 << 22)},))
 
 
-def session(arch, cache, threads):
-    import onnxruntime
+def exported(arch, cache):
+    """The path of its graph, made on the first call."""
     path = os.path.join(cache, arch + '.onnx')
     if not os.path.exists(path): export(arch, path)
+    return path
+
+
+def session(arch, cache, threads):
+    import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    return onnxruntime.InferenceSession(exported(arch, cache), options, providers=['CPUExecutionProvider'])
 
 
 def make(work, cache, threads):

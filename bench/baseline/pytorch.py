@@ -28,14 +28,16 @@ def first(folder, path):
 
 
 def build(arch, attention):
-    from transformers import HubertConfig, HubertModel
+    """HuBERT or WavLM with random weights; WavLM's biased attention has one form."""
+    from transformers import HubertConfig, HubertModel, WavLMConfig, WavLMModel
     large = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
                  feat_extract_norm='layer', do_stable_layer_norm=True, conv_bias=False, feat_proj_dropout=0.0,
                  hidden_dropout=0.0, attention_dropout=0.0)
     base = dict(feat_proj_dropout=0.1, hidden_dropout=0.1, attention_dropout=0.1)
     kind = large if arch.endswith('large') else base
-    config = HubertConfig(**kind, activation_dropout=0.0, layerdrop=0.0, apply_spec_augment=False)
-    return HubertModel._from_config(config, attn_implementation=attention)
+    kind |= dict(activation_dropout=0.0, layerdrop=0.0, apply_spec_augment=False)
+    if arch.startswith('wavlm'): return WavLMModel(WavLMConfig(**kind))
+    return HubertModel._from_config(HubertConfig(**kind), attn_implementation=attention)
 
 
 def padded(waves):

@@ -123,21 +123,25 @@ def sides(args, env, task, scratch):
         whole('pytorch', 'pytorch.py', '--threads', threads, '--first', at['model'], at['audio'])
     if task == 'start' and 'onnxruntime' in args.peers:
         whole('onnxruntime', 'onnxruntime_peer.py', '--threads', threads, '--cache', args.cache, '--first', at['audio'])
+    if task == 'start' and 'openvino' in args.peers:
+        whole('openvino', 'openvino_peer.py', '--threads', threads, '--cache', args.cache, '--first', at['audio'])
     if task in ('merge', 'start'): return out
     if args.sft_bench: out['sft'] = SftBench(args.sft_bench, args, env)
     ways = {'pytorch': [], 'pytorch one by one': ['--one-by-one']}
     if args.device == 'cuda': ways['pytorch sorted'] = ['--sorted', '8']
     for name, way in ways.items() if 'pytorch' in args.peers else ():
         out[name] = Peer('pytorch.py', args, env, '--variants', args.variants, '--device', args.device, '--math', args.math, *way)
-    if 'onnxruntime' in args.peers and args.device == 'cpu':
+    if 'onnxruntime' in args.peers and args.device == 'cpu' and args.math == 'exact':
         out['onnxruntime'] = Peer('onnxruntime_peer.py', args, env, '--cache', args.cache)
+    if 'openvino' in args.peers and args.device == 'cpu':
+        out['openvino'] = Peer('openvino_peer.py', args, env, '--cache', args.cache, '--math', args.math)
     return out
 
 
 def versions():
     import importlib.metadata
     packages = dict.fromkeys(('pytorch', 'pytorch one by one', 'pytorch sorted'), 'torch')
-    packages |= {'onnxruntime': 'onnxruntime', 'safetensors': 'safetensors'}
+    packages |= {p: p for p in ('onnxruntime', 'openvino', 'safetensors')}
     found = {d.metadata['Name'] for d in importlib.metadata.distributions()}
     return {name: f'{p} {importlib.metadata.version(p)}' for name, p in packages.items() if p in found}
 
@@ -189,7 +193,7 @@ def options():
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--only', action='append', help='workload ids that begin with this')
-    parser.add_argument('--peers', default='pytorch,onnxruntime', type=lambda s: s.split(','))
+    parser.add_argument('--peers', default='pytorch,onnxruntime,openvino', type=lambda s: s.split(','))
     parser.add_argument('--variants', default='eager,sdpa', help='of PyTorch: eager, sdpa, compile; the fastest counts')
     parser.add_argument('--note', default='', help='kept in the file: what else ran on the machine')
     parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))

@@ -15,6 +15,7 @@ VOCAB, HEAD_WIDTH, HEAD_LAYERS, HEAD_DROPOUT, LABELS_PER_SECOND, ALPHA = 32, 256
 
 IDS = ['extract/hubert-base/fixed:5/1/all', 'extract/hubert-base/fixed:15/1/all',
        'extract/hubert-large/fixed:5/1/all', 'extract/hubert-large/fixed:15/1/all',
+       'extract/wavlm-base/fixed:5/1/all', 'extract/wavlm-base/fixed:15/1/all',
        'extract/hubert-base/mixed/8/all',
        'train-full/hubert-base/fixed:5/4/blstm', 'train-full/hubert-base/fixed:5/4/linear',
        'train-full/hubert-base/fixed:5/4/blstm+cached', 'train-full/hubert-base/fixed:5/4/linear+cached',
