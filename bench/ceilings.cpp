@@ -40,10 +40,12 @@ HWY_AFTER_NAMESPACE();
 #include <omp.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "bench/ceilings.h"
 #include "bench/spread.h"
 #include "engine/arena.h"
+#include "engine/cpu/narrow.h"
 #include "engine/cpu/parallel.h"
 
 namespace sft {
@@ -83,9 +85,37 @@ double arithmetic(int threads) {
   });
 }
 
+// A tile that stays in the L1 cache: what the kernels of such products reach at most.
+double narrow_products(Math math) {
+  namespace narrow = cpu::narrow;
+  constexpr int64_t kTimes = 2000, kDepth = narrow::kBlock * 4;
+  return best_rate([&] {
+    double operations = 0;
+#pragma omp parallel reduction(+ : operations)
+    {
+      Arena memory(1 << 20);
+      const narrow::Rows rows =
+          narrow::rows_in(memory.take(narrow::row_bytes(narrow::kTileRows, kDepth)), math,
+                          narrow::kTileRows, kDepth);
+      const narrow::Panels panels =
+          narrow::panels_in(memory.take(narrow::panel_bytes(narrow::kTileColumns, kDepth)), math,
+                            narrow::kTileColumns, kDepth);
+      const std::vector<float> ones(narrow::kTileColumns * kDepth, 1.0f);
+      narrow::pack_tile(cpu::ProductRows{ones.data(), ones.data() + ones.size(), kDepth, kDepth},
+                        narrow::kTileRows, 0, rows);
+      narrow::pack_panel({ones.data(), narrow::kTileColumns, kDepth, kDepth, 1}, 0, panels);
+      std::vector<float> sums(narrow::kTileRows * narrow::kTileColumns);
+      for (int64_t i = 0; i < kTimes; ++i)
+        narrow::multiply(rows, 0, panels, 0, sums.data(), narrow::kTileColumns);
+      operations += 2.0 * kTimes * kDepth * narrow::kTileRows * narrow::kTileColumns;
+    }
+    return operations;
+  });
+}
+
 }  // namespace
 
-Ceilings measure_ceilings() {
+Ceilings measure_ceilings(Math math) {
   Ceilings c{arithmetic(1), arithmetic(omp_get_max_threads())};
   Arena memory(2 * kBuffer);
   constexpr int64_t kCount = kBuffer / static_cast<int64_t>(sizeof(float));
@@ -94,6 +124,8 @@ Ceilings measure_ceilings() {
     std::fill(from.f32() + begin, from.f32() + end, 1.0f);
     std::fill(to.f32() + begin, to.f32() + end, 0.0f);
   });
+  c.math = math;
+  if (math != Math::exact) c.narrow_all = narrow_products(math);
   c.copy = best_rate([&] {
     cpu::parallel_for(kCount, kGrain, [&](int64_t begin, int64_t end) {
       HWY_DYNAMIC_DISPATCH(copy_all)(from.f32() + begin, end - begin, to.f32() + begin);

@@ -6,22 +6,25 @@
 #include <string>
 
 #include "engine/cuda/runtime.h"
+#include "engine/math.h"
 
 namespace sft {
 
 // Of a device, through its Runtime.
 struct DeviceCeilings {
   std::string name;
-  Dtype math = Dtype::bf16;  // what the run computes in
+  Math math = Math::bf16;    // of the run
   double bf16 = 0, f32 = 0;  // FLOP/s of a large product; sums are f32
   double copy = 0;           // bytes/s within its memory, what is read and what is written counted
 };
 
 struct Ceilings {
-  double fma_one = 0;  // fp32 FLOP/s of the instruction set in use, one thread
-  double fma_all = 0;  // ... and all threads of the pool
-  double read = 0;     // bytes/s from memory, all threads
-  double copy = 0;     // bytes/s, what is read and what is written counted, all threads
+  double fma_one = 0;       // fp32 FLOP/s of the instruction set in use, one thread
+  double fma_all = 0;       // ... and all threads of the pool
+  double read = 0;          // bytes/s from memory, all threads
+  double copy = 0;          // bytes/s, what is read and what is written counted, all threads
+  Math math = Math::exact;  // of the run
+  double narrow_all = 0;    // OP/s of its 16-bit products, all threads; 0: of exact
   std::optional<DeviceCeilings> device = {};
 
   // What the kernels of this run are measured against: the device's, if there is one.
@@ -30,7 +33,7 @@ struct Ceilings {
 };
 
 // About a second. Buffers of 256 MiB in all; a cache that holds them gives its own rate.
-Ceilings measure_ceilings();
+Ceilings measure_ceilings(Math math);
 
 struct DeviceSizes {
   int64_t product = 8192;           // rows and columns of each matrix
@@ -38,6 +41,6 @@ struct DeviceSizes {
   double seconds = 0.25;            // for each rate
 };
 // About a second. Numbers are random: a processor that only sees zeros may run faster.
-DeviceCeilings measure_device(cuda::Runtime& gpu, Dtype math, const DeviceSizes& sizes = {});
+DeviceCeilings measure_device(cuda::Runtime& gpu, Math math, const DeviceSizes& sizes = {});
 
 }  // namespace sft

@@ -76,13 +76,13 @@ double copy(cuda::Runtime& gpu, const DeviceSizes& sizes) {
 }  // namespace
 
 double Ceilings::arithmetic() const {
-  if (!device) return fma_all;
-  return device->math == Dtype::bf16 ? device->bf16 : device->f32;
+  if (!device) return math == Math::exact ? fma_all : narrow_all;
+  return device->math == Math::bf16 ? device->bf16 : device->f32;
 }
 
 double Ceilings::bandwidth() const { return device ? device->copy : copy; }
 
-DeviceCeilings measure_device(cuda::Runtime& gpu, Dtype math, const DeviceSizes& sizes) {
+DeviceCeilings measure_device(cuda::Runtime& gpu, Math math, const DeviceSizes& sizes) {
   return {gpu.name(), math, product(gpu, sizes, Dtype::bf16), product(gpu, sizes, Dtype::f32),
           copy(gpu, sizes)};
 }

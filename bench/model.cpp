@@ -181,7 +181,7 @@ class ModelBench {
   void open(bool dry) {
     if (!dry) memory_.commit();
     step_ =
-        std::make_unique<Step>(memory_.context(store_.prepared(), workload_.compute, dry), trains_);
+        std::make_unique<Step>(memory_.context(store_.prepared(), workload_.math, dry), trains_);
     ctx().rng = {workload_.seed, 0};
   }
   Context& ctx() { return step_->ctx; }

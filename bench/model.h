@@ -22,7 +22,7 @@ struct Workload {
   uint64_t seed = 0;
   int repeats = 5;
   cuda::Runtime* gpu = nullptr;  // null: on the CPU
-  Dtype compute = Dtype::f32;
+  Math math = Math::exact;
   bool launches = false;  // on a device: every kernel is timed, not each op alone
 
   std::string id() const;

@@ -83,11 +83,11 @@ class CaseBench {
   void add_yardstick(const OpsOptions& options) {
     const std::string name = case_name(spec_, case_);
     try {
-      yardstick_ =
-          options.yardstick({spec_, case_, inputs_, options.where.compute, options.rotated_bytes});
+      yardstick_ = options.yardstick(
+          {spec_, case_, inputs_, options.where.compute(), options.rotated_bytes});
       if (!yardstick_) return;
       const double off = disagreement(output(), yardstick_->output());
-      const double allowed = allowed_disagreement(options.where.compute);
+      const double allowed = allowed_disagreement(options.where.compute());
       const bool agrees = off <= allowed;
       options.say(fmt::format("{}: {} is off by {:.2g} of the norm{}", name, yardstick_->name(),
                               off,

@@ -154,8 +154,8 @@ std::string machine_name(const Report& report) {
   return report.ceilings.device ? report.ceilings.device->name : cpu_name();
 }
 
-const char* math_class(const Ceilings& ceilings) {
-  return ceilings.device && ceilings.device->math == Dtype::bf16 ? "bf16" : "exact";
+std::string_view math_class(const Ceilings& ceilings) {
+  return name(ceilings.device ? ceilings.device->math : ceilings.math);
 }
 
 Floor floor_of(const KernelRow& row, const Ceilings& ceilings) {
@@ -174,6 +174,9 @@ std::string report_text(const Report& report) {
       "{:.1f}\n",
       cpu_name(), omp_get_max_threads(), cpu::isa(), load_average(), c.fma_one / 1e9,
       c.fma_all / 1e9, c.read / 1e9, c.copy / 1e9);
+  if (c.narrow_all > 0)
+    fmt::format_to(std::back_inserter(out), "{}: products {:.0f} GOP/s all\n", name(c.math),
+                   c.narrow_all / 1e9);
   if (c.device)
     fmt::format_to(std::back_inserter(out),
                    "{}, {}\nceilings: products {:.1f} TF/s bf16, {:.1f} f32; memory copied {:.0f} "
@@ -188,19 +191,22 @@ std::string report_text(const Report& report) {
 
 std::string report_json(const Report& report) {
   const Ceilings& c = report.ceilings;
-  Json json = {
-      {"schema", 1},
-      {"command", report.command},
-      {"time", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))},
-      {"build", {{"version", SFT_VERSION}, {"compiler", __VERSION__}}},
-      {"host",
-       {{"cpu", cpu_name()},
-        {"threads", omp_get_max_threads()},
-        {"isa", cpu::isa()},
-        {"load", load_average()}}},
-      {"ceilings",
-       {{"fma_one", c.fma_one}, {"fma_all", c.fma_all}, {"read", c.read}, {"copy", c.copy}}},
-      {"kernels", Json::array()}};
+  Json json = {{"schema", 1},
+               {"command", report.command},
+               {"time", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))},
+               {"build", {{"version", SFT_VERSION}, {"compiler", __VERSION__}}},
+               {"host",
+                {{"cpu", cpu_name()},
+                 {"threads", omp_get_max_threads()},
+                 {"isa", cpu::isa()},
+                 {"load", load_average()}}},
+               {"ceilings",
+                {{"fma_one", c.fma_one},
+                 {"fma_all", c.fma_all},
+                 {"narrow_all", c.narrow_all},
+                 {"read", c.read},
+                 {"copy", c.copy}}},
+               {"kernels", Json::array()}};
   if (c.device) {
     const DeviceCeilings& d = *c.device;
     json["device"] = {{"name", d.name}};

@@ -81,7 +81,7 @@ Spread throughput(const ModelResult& model);
 // The device, or the CPU.
 std::string machine_name(const Report& report);
 // Of the numbers: exact or bf16. Two reports of one class are comparable.
-const char* math_class(const Ceilings& ceilings);
+std::string_view math_class(const Ceilings& ceilings);
 
 std::string report_text(const Report& report);
 std::string report_json(const Report& report);

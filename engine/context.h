@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "engine/arena.h"
+#include "engine/math.h"
 #include "engine/prepared.h"
 #include "engine/profile.h"
 #include "engine/rng.h"
@@ -21,9 +22,13 @@ struct Context {
   bool dry = false;
   Profile* profile = nullptr;    // not null: ops record their time, bytes and FLOPs
   cuda::Runtime* gpu = nullptr;  // of Device::cuda; null in its dry steps
+  Math math = Math::exact;
+
   // What the first op of a step makes its activations of; every later op follows its input. Norms,
   // losses, statistics and gradients of parameters are f32.
-  Dtype compute = Dtype::f32;
+  Dtype compute() const {
+    return device == Device::cuda && math == Math::bf16 ? Dtype::bf16 : Dtype::f32;
+  }
 
   // An activation; with room for bucket_rows(shape[0]) rows if it is a matrix.
   Tensor activation(Shape shape, Dtype dtype = Dtype::f32) {

@@ -1,5 +1,6 @@
 #include "engine/device.h"
 
+#include "engine/cpu/narrow.h"
 #include "engine/cuda/driver.h"
 
 namespace sft {
@@ -10,8 +11,13 @@ std::string version(int cuda) { return fmt::format("{}.{}", cuda / 1000, cuda % 
 
 }  // namespace
 
-std::unique_ptr<cuda::Runtime> open_device(std::string_view name) {
-  if (name == "cpu") return nullptr;
+std::unique_ptr<cuda::Runtime> open_device(std::string_view name, Math math) {
+  if (name == "cpu") {
+    if (math != Math::exact && !cpu::narrow::available(math))
+      fail(Kind::resource, Hint{"leave --math out"}, "--math {} needs a CPU with AVX-512 and {}",
+           sft::name(math), math == Math::bf16 ? "BF16" : "VNNI");
+    return nullptr;
+  }
   if (name != "cuda") fail(Kind::usage, Hint{"cpu or cuda"}, "unknown device {}", printable(name));
   if (!cuda::open_driver)
     fail(Kind::resource, Hint{"build it where nvcc is (README), or use --device cpu"},

@@ -6,12 +6,13 @@
 #include <string_view>
 
 #include "engine/cuda/runtime.h"
+#include "engine/math.h"
 
 namespace sft {
 
 // "cpu": null. "cuda": its runtime; Kind::resource with a hint if this program or this machine has
-// none. Other names: Kind::usage.
-std::unique_ptr<cuda::Runtime> open_device(std::string_view name);
+// none, or has no arithmetic of this kind. Other names: Kind::usage.
+std::unique_ptr<cuda::Runtime> open_device(std::string_view name, Math math = Math::exact);
 
 namespace cuda {
 

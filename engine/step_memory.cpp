@@ -11,7 +11,7 @@ void StepMemory::forget_peak() {
   plan_acts_.forget_peak(), plan_scratch_.forget_peak();
 }
 
-Context StepMemory::context(Prepared& prepared, Dtype compute, bool dry) {
+Context StepMemory::context(Prepared& prepared, Math math, bool dry) {
   const bool plan = dry || !gpu_;
   CHECK(plan || committed_, "a step on a device without memory: commit() comes first");
   Arena& acts = plan ? plan_acts_ : committed_->acts;
@@ -23,7 +23,7 @@ Context StepMemory::context(Prepared& prepared, Dtype compute, bool dry) {
           .prepared = prepared,
           .dry = dry,
           .gpu = gpu_,
-          .compute = compute};
+          .math = math};
 }
 
 void StepMemory::commit() {

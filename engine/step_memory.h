@@ -16,19 +16,19 @@ class StepMemory {
 
   // Runs f(Context&) as a step; on a device first dry, so that its memory is there.
   template <class F>
-  void step(Prepared& prepared, Dtype compute, F&& f) {
+  void step(Prepared& prepared, Math math, F&& f) {
     if (gpu_) {
       forget_peak();
-      Context dry = context(prepared, compute, true);
+      Context dry = context(prepared, math, true);
       f(dry);
       commit();
     }
-    Context ctx = context(prepared, compute, false);
+    Context ctx = context(prepared, math, false);
     f(ctx);
   }
 
   // For a step over `prepared` weights; both arenas are empty.
-  Context context(Prepared& prepared, Dtype compute, bool dry);
+  Context context(Prepared& prepared, Math math, bool dry);
   // Of the dry contexts' steps since the last call of forget_peak.
   int64_t peak() const { return plan_acts_.peak() + plan_scratch_.peak(); }
   int64_t acts_peak() const { return plan_acts_.peak(); }

@@ -76,7 +76,7 @@ void Extractor::keep(const Context& ctx, const HiddenStates& hidden) {
 int64_t Extractor::bytes(std::span<const int32_t> lengths) {
   assign(lengths);
   memory_.forget_peak();
-  Context dry = memory_.context(*prepared_, options_.compute, true);
+  Context dry = memory_.context(*prepared_, options_.math, true);
   encode(dry, {});
   return memory_.peak() + store_.bytes();
 }
@@ -94,7 +94,7 @@ void Extractor::run(std::span<const std::span<const float>> waves) {
   lengths_.clear();
   for (const auto& wave : waves) lengths_.push_back(static_cast<int32_t>(wave.size()));
   assign(lengths_);
-  memory_.step(*prepared_, options_.compute, [&](Context& ctx) { encode(ctx, waves); });
+  memory_.step(*prepared_, options_.math, [&](Context& ctx) { encode(ctx, waves); });
 }
 
 Tensor Extractor::state(size_t i, int b) const {

@@ -22,7 +22,7 @@ struct ExtractOptions {
   // this is faster (no fresh memory of the size of the model), and it needs less of it.
   bool once = false;
   cuda::Runtime* gpu = nullptr;  // null: on the CPU
-  Dtype compute = Dtype::f32;    // or, on a device, bf16
+  Math math = Math::exact;
 };
 
 class Extractor {

@@ -36,7 +36,7 @@ void WavePack::assign_convolved(const Config& config) {
 }
 
 Tensor WavePack::wave(Context& ctx) const {
-  const Tensor wave = log_mel_ ? ctx.activation({frames().total(), LogMel80::kBins}, ctx.compute)
+  const Tensor wave = log_mel_ ? ctx.activation({frames().total(), LogMel80::kBins}, ctx.compute())
                                : ctx.activation({samples().rows()});
   zero(ctx, wave);
   return wave;

@@ -69,6 +69,15 @@ struct Cost {
   double bytes = 0, flops = 0;  // forward
 };
 
+// Where a run computes, and in which arithmetic.
+struct Where {
+  Device device = Device::cpu;
+  Math math = Math::exact;
+  Dtype compute() const {  // what its activations are made of
+    return device == Device::cuda && math == Math::bf16 ? Dtype::bf16 : Dtype::f32;
+  }
+};
+
 struct OpSpec {
   std::string name;
   std::vector<Case> cases;
@@ -76,14 +85,15 @@ struct OpSpec {
   std::function<std::vector<Array>(std::span<const Array>, const Case&)> oracle;  // shapes and data
   std::function<std::vector<Var>(Tape&, std::span<const Var>, const Case&)> run;
   std::function<Cost(const Case&)> cost = [](const Case&) { return Cost{}; };
-  bool cuda = false;  // has CUDA kernels
+  bool cuda = false;    // has CUDA kernels
+  bool narrow = false;  // has products of 16-bit numbers on the CPU
   // Terms of the longest sum behind one output: the tolerance grows with its square root.
   double terms = 1;
   // Roundings to bf16 on the way to an output, and to a gradient; each costs half a unit of 2^-8.
   double roundings = 1, gradient_roundings = 2;
   // Errors are measured relative to |value| + rms of the output.
-  double forward_tolerance(Dtype compute = Dtype::f32) const;
-  double gradient_tolerance(Dtype compute = Dtype::f32) const;
+  double forward_tolerance(Where where = {}) const;
+  double gradient_tolerance(Where where = {}) const;
   // The output is losses, and the last input (gradient = false) holds their weights: backward gives
   // the gradient of sum(weights * losses), whatever dy is.
   bool loss = false;
@@ -109,12 +119,7 @@ constexpr uint32_t kSpecUpdate = 3;
 // What dropout multiplies element (t, column) of a packed [T, C] with, by engine/rng.h alone.
 double dropout_factor(const Case& c, Dropout dropout, int64_t t, int64_t column, int64_t C);
 
-// Where a run computes, and what its activations are made of.
-struct Where {
-  Device device = Device::cpu;
-  Dtype compute = Dtype::f32;
-};
-// The CPU, and the device if there is one, in f32 and bf16.
+// The CPU, and the device if there is one, exact and in bf16.
 std::vector<Where> everywhere();
 // The device that Device::cuda means in this process; fails where there is none.
 cuda::Runtime& shared_gpu();
@@ -127,7 +132,7 @@ class OpRun {
   OpRun(bool poison, uint64_t seed = 0, uint32_t update = 0, Where where = {},
         int64_t device_bytes = int64_t{1} << 28);
   std::vector<Var> place(Tape& t, std::span<const Array> inputs);
-  // A tensor with these values, and back. A matrix of activations has the type of ctx.compute.
+  // A tensor with these values, and back. A matrix of activations has the type of ctx.compute().
   Tensor write(const Array& values, Dtype dtype);
   static Array read(Tensor t);
 
@@ -144,7 +149,6 @@ std::vector<std::string> check_case(const OpSpec& spec, const Case& c, uint64_t 
                                     Where where = {});
 // Forward and backward on the CPU and on the device, on the same numbers; for sizes that the oracle
 // is too slow for.
-std::vector<std::string> check_pair(const OpSpec& spec, const Case& c, uint64_t seed,
-                                    Dtype compute);
+std::vector<std::string> check_pair(const OpSpec& spec, const Case& c, uint64_t seed, Math math);
 
 }  // namespace sft

@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "engine/cpu/isa.h"
+#include "engine/cpu/narrow.h"
 #include "engine/cuda/emulator/counts.h"
 #include "tests/doctest.h"
 #include "tests/op_spec.h"
@@ -32,13 +33,22 @@ TEST_CASE("ops: every spec, every case") {
     SUBCASE(spec.name.c_str()) check_cases(spec, {}, cpu::isa());
 }
 
+TEST_CASE("ops in 16 bits: every spec with such products, on the CPU") {
+  for (const Math math : {Math::fast16, Math::bf16}) {
+    if (!cpu::narrow::available(math)) return test::skip("needs AVX-512 with VNNI and BF16");
+    for (const OpSpec& spec : op_specs())
+      if (spec.narrow)
+        SUBCASE(spec.name.c_str()) check_cases(spec, {Device::cpu, math}, name(math));
+  }
+}
+
 TEST_CASE("ops on cuda: every spec, every case, in f32 and bf16") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
   for (const OpSpec& spec : op_specs()) {
     if (!spec.cuda) continue;
     SUBCASE(spec.name.c_str()) {
-      check_cases(spec, {Device::cuda, Dtype::f32}, "cuda f32");
-      check_cases(spec, {Device::cuda, Dtype::bf16}, "cuda bf16");
+      check_cases(spec, {Device::cuda, Math::exact}, "cuda f32");
+      check_cases(spec, {Device::cuda, Math::bf16}, "cuda bf16");
     }
   }
 }
@@ -52,10 +62,9 @@ TEST_CASE("pairs on cuda: what the CPU computes, in f32 and bf16") {
     SUBCASE(spec.name.c_str()) {
       for (const Case& c : spec.cases) {
         if (emulated ? &c != &spec.cases[0] : !c.bench) continue;
-        for (Dtype compute : {Dtype::f32, Dtype::bf16})
-          for (const std::string& wrong : check_pair(spec, c, kSpecSeed, compute))
-            EXPECT_MESSAGE(false, fmt::format("{} {}: {}", spec.name,
-                                              compute == Dtype::f32 ? "f32" : "bf16", wrong));
+        for (Math math : {Math::exact, Math::bf16})
+          for (const std::string& wrong : check_pair(spec, c, kSpecSeed, math))
+            EXPECT_MESSAGE(false, fmt::format("{} {}: {}", spec.name, name(math), wrong));
         EXPECT(true);
       }
     }

@@ -4,6 +4,7 @@
 #include <spawn.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
+#include <algorithm>
 
 #include <cstdlib>
 #include <cstring>
@@ -58,7 +59,11 @@ void expect_refused_file(const std::string& path) {
   EXPECT(o.out.empty());
   EXPECT(o.err.starts_with("sft-info: error: " + path + ": "));
 #ifndef __SANITIZE_ADDRESS__
-  EXPECT(o.cpu_seconds < 0.1);
+  // The best of five: on a busy machine processor time grows, too.
+  double seconds = o.cpu_seconds;
+  for (int i = 0; i < 4 && seconds >= 0.1; ++i)
+    seconds = std::min(seconds, run_program("sft-info", {path}).cpu_seconds);
+  EXPECT(seconds < 0.1);
 #endif
 }
 

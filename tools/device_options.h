@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "engine/tensor.h"
+#include "engine/math.h"
 #include "tools/cli.h"
 #include "train/run_config.h"
 
@@ -13,11 +13,11 @@ struct DeviceOptions {
   std::string device = "cpu", math = "exact";
 
   void add_to(Cli& cli);
-  // After parse(): on cuda the default is bf16; Kind::usage for bf16 on the CPU.
+  // After parse(): on cuda the default is bf16; Kind::usage for what the device or CPU has not.
   void settle(const Cli& cli);
   // The same for a configuration: run.device and run.math, where they were given.
   void apply(const Cli& cli, ConfigBuilder& builder) const;
-  Dtype compute() const { return math == "bf16" ? Dtype::bf16 : Dtype::f32; }
+  Math chosen() const { return math_named(math); }
 };
 
 }  // namespace sft

@@ -54,14 +54,16 @@ struct On {
   // After parse(), before anything is measured.
   void open(const Cli& cli) {
     options.settle(cli);
-    gpu = open_device(options.device);
+    gpu = open_device(options.device, options.chosen());
   }
 };
 
 Report started(const Cli& cli, const std::string& command, const On& on) {
   cpu::choose_isa();
-  Report report{.command = command, .seed = cli.seed(), .ceilings = measure_ceilings()};
-  if (on.gpu) report.ceilings.device = measure_device(*on.gpu, on.options.compute());
+  Report report{.command = command,
+                .seed = cli.seed(),
+                .ceilings = measure_ceilings(on.gpu ? Math::exact : on.options.chosen())};
+  if (on.gpu) report.ceilings.device = measure_device(*on.gpu, on.options.chosen());
   return report;
 }
 
@@ -92,7 +94,7 @@ void ops(Cli& cli) {
   output.check();
   on.open(cli);
   options.seed = cli.seed();
-  options.where = {on.gpu ? Device::cuda : Device::cpu, on.options.compute()};
+  options.where = {on.gpu ? Device::cuda : Device::cpu, on.options.chosen()};
   if (on.gpu && cudnn_yardstick) options.yardstick = cudnn_yardstick;
   options.say = [&](const std::string& line) { cli.say("{}", line); };
   Report report = started(cli, "ops", on);
@@ -135,7 +137,7 @@ void model(Cli& cli) {
   on.open(cli);
   if (workload.launches && !on.gpu)
     fail(Kind::usage, Hint{"add --device cuda"}, "--launches: there are none on the CPU");
-  workload.gpu = on.gpu.get(), workload.compute = on.options.compute();
+  workload.gpu = on.gpu.get(), workload.math = on.options.chosen();
   Report report = started(cli, "model", on);
   Progress progress(cli);
   progress.phase(workload.task, "steps");

@@ -341,7 +341,8 @@ struct Arguments {
 };
 
 void extract(Cli& cli, const Arguments& arguments) {
-  const std::unique_ptr<cuda::Runtime> gpu = open_device(arguments.device.device);
+  const std::unique_ptr<cuda::Runtime> gpu =
+      open_device(arguments.device.device, arguments.device.chosen());
   const ModelFile model = open_model(arguments.model);
   const std::vector<int> states = parse_states(arguments.states, model.config);
   const Inputs inputs = collect(arguments.audio, model.config.min_samples());
@@ -356,7 +357,7 @@ void extract(Cli& cli, const Arguments& arguments) {
   std::vector<Batch> batches = plan(inputs.rows, model.config, batch_frames(gpu.get()));
   Extractor extractor(
       model, states,
-      {.once = batches.size() == 1, .gpu = gpu.get(), .compute = arguments.device.compute()});
+      {.once = batches.size() == 1, .gpu = gpu.get(), .math = arguments.device.chosen()});
   const MemoryPlan memory = plan_memory(extractor, model, inputs.rows, batches, gpu.get());
   cli.say("memory: {:.0f} MiB (program and model file {:.0f}, batch {:.0f}, audio {:.0f})",
           mib(memory.total()), mib(memory.process), mib(memory.batch), mib(memory.audio));

@@ -18,8 +18,8 @@ namespace {
 // A model with its head, ready to run one utterance at a time.
 class Recogniser {
  public:
-  Recogniser(const std::string& path, cuda::Runtime* gpu, Dtype compute)
-      : file_(open_model(path)), compute_(compute), store_(gpu), memory_(gpu) {
+  Recogniser(const std::string& path, cuda::Runtime* gpu, Math math)
+      : file_(open_model(path)), math_(math), store_(gpu), memory_(gpu) {
     if (file_.config.task.kind.empty())
       fail(Kind::input, Hint{"fine-tune it first: sft-train MODEL --ctc WHAT"},
            "{}: this model has no task head", path);
@@ -41,7 +41,7 @@ class Recogniser {
     const int32_t utterance = 0;
     pack_.assign(config, {&length, 1}, {&utterance, 1});
     std::string text;
-    memory_.step(store_.prepared(), compute_, [&](Context& ctx) {
+    memory_.step(store_.prepared(), math_, [&](Context& ctx) {
       Tape tape(ctx, /*recording=*/false);
       const Tensor wave = pack_.wave(ctx);
       pack_.place(ctx, wave, 0, samples);
@@ -74,7 +74,7 @@ class Recogniser {
 
   ModelFile file_;
   FineTuneModel model_;
-  Dtype compute_;
+  Math math_;
   ParamStore store_;
   StepMemory memory_;
   Arena host_;
@@ -98,8 +98,8 @@ int main(int argc, char** argv) {
     cli.parse();
     device.settle(cli);
     cpu::choose_isa();
-    const std::unique_ptr<cuda::Runtime> gpu = open_device(device.device);
-    Recogniser recognise(model, gpu.get(), device.compute());
+    const std::unique_ptr<cuda::Runtime> gpu = open_device(device.device, device.chosen());
+    Recogniser recognise(model, gpu.get(), device.chosen());
     for (const std::string& remark : recognise.file().remarks) cli.say("{}", remark);
     for (const std::string& path : audio) {
       const std::string text = recognise(path);

@@ -64,7 +64,7 @@ TensorMap without_task(const TensorMap& tensors) {
 
 TrainerReport finetune(const TrainJob& job) {
   const RunConfig& c = job.config;
-  const std::unique_ptr<cuda::Runtime> gpu = open_device(c.run.device);
+  const std::unique_ptr<cuda::Runtime> gpu = open_device(c.run.device, math_named(c.run.math));
   const ModelFile base = open_base(job);
   const std::string base_id = model_id(base.tensors);
   if (const auto finished = look_at_run(job, base_id)) return *finished;

@@ -92,7 +92,7 @@ Var FrontEnd::frames(Tape& t, std::span<const uint32_t> rows) {
   if (!frozen_) return convolve(t, pack_, rows);
   const Segments segments = pack_.frames();
   const Tensor out =
-      t.ctx.activation({segments.total(), encoder_.config.frame_width()}, t.ctx.compute);
+      t.ctx.activation({segments.total(), encoder_.config.frame_width()}, t.ctx.compute());
   for (size_t b = 0; b < rows.size(); ++b)
     copy_frames(t.ctx, rows[b],
                 out.slice(segments.starts[b], segments.length(static_cast<int>(b))));

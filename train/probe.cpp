@@ -290,12 +290,12 @@ size_t best_trial(const std::vector<ProbeTrial>& trials, ProbeMetric metric) {
 ProbeReport probe(const ProbeJob& job) {
   const RunConfig& c = job.config;
   ProbeSettings settings = settings_of(job);
-  const std::unique_ptr<cuda::Runtime> gpu = open_device(c.run.device);
+  const std::unique_ptr<cuda::Runtime> gpu = open_device(c.run.device, math_named(c.run.math));
   const ModelFile model = open_model(job.model);
   for (const std::string& remark : model.remarks) job.say(remark);
   const std::string id = checked_id(model);
   StateOptions options;
-  if (job.config.run.math == "bf16") options.compute = Dtype::bf16;
+  options.math = math_named(job.config.run.math);
   options.states = parse_states(c.probe.states, model.config);
   options.pooled = !settings.ctc();
   Data data = read_data(job, model.config, settings);

@@ -58,7 +58,7 @@ class StateComputer {
 
   void compute(const Batch& batch, StateCache& cache) {
     assign(batch);
-    memory_.step(store_.prepared(), options_.compute,
+    memory_.step(store_.prepared(), options_.math,
                  [&](Context& ctx) { compute(ctx, batch, cache); });
   }
 
@@ -66,7 +66,7 @@ class StateComputer {
   int64_t bytes(const Batch& batch, StateCache& cache) {
     assign(batch);
     memory_.forget_peak();
-    Context dry = memory_.context(store_.prepared(), options_.compute, true);
+    Context dry = memory_.context(store_.prepared(), options_.math, true);
     compute(dry, batch, cache);
     return memory_.peak();
   }

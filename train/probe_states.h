@@ -27,7 +27,7 @@ struct StateCache {
 struct StateOptions {
   std::vector<int> states;  // which, ascending
   bool pooled = true;
-  Dtype compute = Dtype::f32;
+  Math math = Math::exact;
   int64_t pack_frames = 1500;  // frames that the encoder sees at a time; longer utterances alone
 };
 

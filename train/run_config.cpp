@@ -329,8 +329,9 @@ RunConfig ConfigBuilder::finish() const {
           "eval.every, ckpt.keep (2 at least), ckpt.minutes or log.every is out of range");
   require(c.run.seed >= 0, "run.seed is negative");
   require(c.run.device == "cpu" || c.run.device == "cuda", "run.device is neither cpu nor cuda");
-  require(c.run.math == "exact" || (c.run.math == "bf16" && c.run.device == "cuda"),
-          "run.math is not exact (or, with run.device=cuda, bf16)");
+  const bool cpu = c.run.device == "cpu";
+  require(c.run.math == "exact" || c.run.math == "bf16" || (c.run.math == "fast16" && cpu),
+          "run.math is not exact, bf16 or, with run.device=cpu, fast16");
   return c;
 }
 

@@ -66,8 +66,7 @@ Trainer::Trainer(const RunConfig& config, const Config& model, ParamStore& store
 }
 
 std::unique_ptr<Trainer::Step> Trainer::make_step(bool dry) {
-  const Dtype compute = config_.run.math == "bf16" ? Dtype::bf16 : Dtype::f32;
-  Context ctx = memory_.context(store_.prepared(), compute, dry);
+  Context ctx = memory_.context(store_.prepared(), math_named(config_.run.math), dry);
   ctx.rng.seed = static_cast<uint64_t>(config_.run.seed);
   return std::unique_ptr<Step>(new Step{ctx});
 }

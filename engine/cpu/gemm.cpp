@@ -64,13 +64,19 @@ void end_rows(const cpu::Piece& p, const float* sums, int64_t step, int64_t r, i
   }
 }
 
+// From sums whose first row is row r and whose first column is column c.
+void end_tile(const cpu::Piece& p, const float* sums, int64_t step, int64_t r, int64_t count,
+              int64_t c, int64_t n) {
+  const auto end = p.gelu ? end_rows<true> : end_rows<false>;
+  end(p, sums, step, r, count, c, n);
+}
+
 void matmul_piece(const cpu::Piece& p) {
   const int64_t padded = (p.columns + kTileColumns - 1) / kTileColumns * kTileColumns;
   panel_product(
       p.x, p.rows, p.panels, padded, p.copy, p.sums,
       [&](const float* sums, int64_t step, int64_t r, int64_t count, int64_t c, int64_t n) {
-        const auto end = p.gelu ? end_rows<true> : end_rows<false>;
-        end(p, sums, step, r, count, c, std::min(n, p.columns - c));
+        end_tile(p, sums, step, r, count, c, std::min(n, p.columns - c));
       });
 }
 
@@ -90,6 +96,7 @@ namespace {
 
 HWY_EXPORT(panel_columns);
 HWY_EXPORT(pack_panel);
+HWY_EXPORT(end_tile);
 HWY_EXPORT(matmul_piece);
 
 // Columns of a piece where the sums of all its rows are kept, since they are made in several parts.
@@ -115,7 +122,7 @@ int64_t piece_columns(const PackedWeight& weight, int64_t chunks) {
   const int64_t width = HWY_DYNAMIC_DISPATCH(panel_columns)();
   const int64_t pieces = (omp_get_max_threads() + chunks - 1) / chunks;
   const int64_t each = std::max<int64_t>(width, whole((weight.N + pieces - 1) / pieces, width));
-  return weight.K > kProductDepth ? std::min(each, kKeptColumns) : each;
+  return weight.K > kProductDepth && !weight.narrowed ? std::min(each, kKeptColumns) : each;
 }
 
 Piece piece_of(Tensor x, const PackedWeight& weight, Tensor y, const MatmulEnd& end) {
@@ -148,19 +155,46 @@ Piece columns_of(Piece piece, int64_t first, int64_t count) {
 
 }  // namespace
 
-PackedWeight pack_weight(Context& ctx, Tensor weight) {
+narrow::Panels narrow_panels(Context& ctx, const void* weight, uint32_t kind,
+                             const narrow::Vectors& from) {
+  namespace n = narrow;
+  const int64_t bytes = n::panel_bytes(from.count, from.depth);
+  void* memory =
+      derived<char>(ctx, weight, kind + static_cast<uint32_t>(ctx.math), bytes, [&](char* to) {
+        const n::Panels panels = n::panels_in(to, ctx.math, from.count, from.depth);
+        parallel_for(from.count, n::kTileColumns,
+                     [&](int64_t first, int64_t) { n::pack_panel(from, first, panels); });
+      });
+  return n::panels_in(memory, ctx.math, from.count, from.depth);
+}
+
+namespace {
+
+// The same address may be another matrix as well, such as q in qkv.
+uint32_t kind_of(std::string_view form, Tensor weight) {
+  return fnv1a(form) +
+         static_cast<uint32_t>((weight.shape[0] * 31 + weight.shape[1]) * 31 + weight.row_stride);
+}
+
+}  // namespace
+
+PackedWeight pack_weight(Context& ctx, Tensor weight, Math math) {
   CHECK(weight.shape.rank() == 2, "matmul: weight is {}, expected [N, K]", weight.shape);
   const int64_t N = weight.shape[0], K = weight.shape[1];
   const int64_t width = HWY_DYNAMIC_DISPATCH(panel_columns)();
+  if (math != Math::exact && weight.dtype == Dtype::f32)
+    return {.N = N,
+            .K = K,
+            .threads = ThreadScratch(ctx, narrow::chunk_floats(K)),
+            .narrowed = narrow_panels(ctx, weight.data, kind_of("gemm.narrow", weight),
+                                      {weight.f32(), N, K, weight.row_stride, 1})};
   if (weight.dtype != Dtype::f32) {
     const ThreadScratch threads(ctx, kProductCopy + kSums);
     auto* block = static_cast<float*>(ctx.scratch.take(block_columns(N, K, width) * K * 4));
     return {nullptr, N, K, threads, weight, block};
   }
-  // The same address may be another matrix as well, such as q in qkv.
-  const uint32_t kind =
-      fnv1a("gemm") + static_cast<uint32_t>((N * 31 + K) * 31 + weight.row_stride);
-  const float* data = derived(ctx, weight.data, kind, whole(N, width) * K, [&](float* to) {
+  const int64_t count = whole(N, width) * K;
+  const float* data = derived(ctx, weight.data, kind_of("gemm", weight), count, [&](float* to) {
     parallel_for(whole(N, width) / width, 1, [&](int64_t panel, int64_t) {
       const int64_t n = panel * width;
       HWY_DYNAMIC_DISPATCH(pack_panel)
@@ -191,10 +225,26 @@ void widen_block(const PackedWeight& weight, int64_t first, int64_t count) {
   });
 }
 
+// One thread's share of a product of 16-bit numbers: columns [first, first + count) of y.
+void narrow_piece(const Piece& p, const PackedWeight& weight, int64_t first) {
+  namespace n = narrow;
+  const n::Rows rows = n::rows_in(p.copy, weight.narrowed.math, p.rows, p.x.depth);
+  for (int64_t r = 0; r < p.rows; r += n::kTileRows) n::pack_tile(p.x, p.rows, r, rows);
+  alignas(64) float sums[n::kTileRows * n::kTileColumns];
+  for (int64_t c = 0; c < p.columns; c += n::kTileColumns)
+    for (int64_t r = 0; r < p.rows; r += n::kTileRows) {
+      n::multiply(rows, r, weight.narrowed, first + c, sums, n::kTileColumns);
+      HWY_DYNAMIC_DISPATCH(end_tile)
+      (p, sums, n::kTileColumns, r, std::min(n::kTileRows, p.rows - r), c,
+       std::min(n::kTileColumns, p.columns - c));
+    }
+}
+
 // With all panels in place.
 void multiply(Tensor x, const PackedWeight& weight, Tensor y, const MatmulEnd& end) {
   const int64_t T = y.rows(), N = weight.N;
-  const int64_t rows = product_chunk(T), chunks = (T + rows - 1) / rows;
+  const int64_t rows = weight.narrowed ? narrow::chunk(T, weight.K) : product_chunk(T);
+  const int64_t chunks = (T + rows - 1) / rows;
   const int64_t columns = piece_columns(weight, chunks), ranges = (N + columns - 1) / columns;
   parallel_for(chunks * ranges, 1, [&](int64_t begin, int64_t end_piece) {
     for (int64_t i = begin; i < end_piece; ++i) {
@@ -202,7 +252,11 @@ void multiply(Tensor x, const PackedWeight& weight, Tensor y, const MatmulEnd& e
       MatmulEnd mine = end;
       if (end.residual) mine.residual = end.residual.slice(r, n);
       const Piece all = piece_of(x.slice(r, n), weight, y.slice(r, n), mine);
-      HWY_DYNAMIC_DISPATCH(matmul_piece)(columns_of(all, c, std::min(columns, N - c)));
+      const Piece piece = columns_of(all, c, std::min(columns, N - c));
+      if (weight.narrowed)
+        narrow_piece(piece, weight, c);
+      else
+        HWY_DYNAMIC_DISPATCH(matmul_piece)(piece);
     }
   });
 }
@@ -243,14 +297,73 @@ void sgemm(bool transpose_a, bool transpose_b, int64_t M, int64_t N, int64_t K, 
   CHECK(status == dnnl_success, "oneDNN: sgemm failed with status {}", static_cast<int>(status));
 }
 
-void matmul_dx(Tensor dy, Tensor weight, Grad dx) {
+BackwardWeight pack_backward(Context& ctx, Tensor weight, int64_t rows, bool dx, bool dweight,
+                             Math math) {
+  const int64_t N = weight.shape[0], K = weight.shape[1];
+  BackwardWeight out{.weight = weight, .math = math, .most_rows = rows};
+  if (math == Math::exact) return out;
+  if (dx)
+    out.transposed = {.N = K,
+                      .K = N,
+                      .threads = ThreadScratch(ctx, narrow::chunk_floats(N)),
+                      .narrowed = narrow_panels(ctx, weight.data, kind_of("gemm.narrow.dx", weight),
+                                                {weight.f32(), K, N, 1, weight.row_stride})};
+  if (dweight)
+    out.vectors =
+        ctx.scratch.take(whole(narrow::row_bytes(N, rows), 64) + narrow::panel_bytes(K, rows));
+  return out;
+}
+
+void matmul_dx(Tensor dy, const BackwardWeight& back, Grad dx) {
   if (!dx) return;
+  const Tensor& weight = back.weight;
+  if (back.math != Math::exact)
+    return matmul(dy, back.transposed, dx.to, {.residual = dx.add ? dx.to : Tensor()});
   sgemm(false, false, dy.rows(), weight.shape[1], weight.shape[0], dy.f32(), dy.row_stride,
         weight.f32(), weight.row_stride, dx.add ? 1 : 0, dx.to.f32(), dx.to.row_stride);
 }
 
-void matmul_dweight(Tensor dy, Tensor x, Grad dweight) {
+namespace {
+
+// dweight [N, K]: sums over T of blocks of rows.
+void narrow_dweight(Tensor dy, Tensor x, const BackwardWeight& back, Grad dweight) {
+  namespace n = narrow;
+  const int64_t T = dy.rows(), N = dy.width(), K = x.width();
+  const n::Rows left = n::rows_in(back.vectors, back.math, N, T);
+  char* behind = static_cast<char*>(back.vectors) + whole(n::row_bytes(N, back.most_rows), 64);
+  const n::Panels right = n::panels_in(behind, back.math, K, T);
+  parallel_for(N, n::kTileRows, [&](int64_t first, int64_t) {
+    n::pack_tile(n::Vectors{dy.f32(), N, T, 1, dy.row_stride}, first, left);
+  });
+  parallel_for(K, n::kTileColumns, [&](int64_t first, int64_t) {
+    n::pack_panel({x.f32(), K, T, 1, x.row_stride}, first, right);
+  });
+  const int64_t rows = narrow::chunk(N, T);
+  parallel_for(N, rows, [&](int64_t begin, int64_t end) {
+    const Tensor to = dweight.to.slice(begin, end - begin);
+    Piece p{.rows = end - begin, .columns = K, .y = to.f32(), .y_stride = to.row_stride};
+    if (dweight.add) p.residual = p.y, p.residual_stride = p.y_stride;
+    alignas(64) float sums[n::kTileRows * n::kTileColumns];
+    for (int64_t c = 0; c < K; c += n::kTileColumns)
+      for (int64_t r = 0; r < p.rows; r += n::kTileRows) {
+        n::multiply(left, begin + r, right, c, sums, n::kTileColumns);
+        HWY_DYNAMIC_DISPATCH(end_tile)
+        (p, sums, n::kTileColumns, r, std::min(n::kTileRows, p.rows - r), c,
+         std::min(n::kTileColumns, K - c));
+      }
+  });
+}
+
+}  // namespace
+
+void matmul_dweight(Tensor dy, Tensor x, const BackwardWeight& back, Grad dweight) {
   if (!dweight) return;
+  if (back.math != Math::exact && dy.rows() > 0) {
+    CHECK(dy.rows() <= back.most_rows, "matmul_dweight: {} rows, room for {}", dy.rows(),
+          back.most_rows);
+    ++calls;
+    return narrow_dweight(dy, x, back, dweight);
+  }
   sgemm(true, false, dy.width(), x.width(), dy.rows(), dy.f32(), dy.row_stride, x.f32(),
         x.row_stride, dweight.add ? 1 : 0, dweight.to.f32(), dweight.to.row_stride);
 }

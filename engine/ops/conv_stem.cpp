@@ -316,7 +316,7 @@ ConvStemOut conv_stem_forward(Context& ctx, Tensor samples, Tensor weight, Tenso
   const Stem stem = checked(samples, weight, bias, norm_weight, norm_bias, options, slots);
   const Shapes& s = stem.shapes;
   CHECK(ctx.device == Device::cpu || s.C <= 512, "conv_stem: {} channels, at most 512", s.C);
-  ConvStemOut out{.y = ctx.activation({stem.rows(), s.C}, ctx.compute)};
+  ConvStemOut out{.y = ctx.activation({stem.rows(), s.C}, ctx.compute())};
   if (stem.group()) {
     out.mean = ctx.activation({slots.batch(), s.C});
     out.rstd = ctx.activation({slots.batch(), s.C});

@@ -29,7 +29,7 @@ struct ConvStemOut {
 
 // samples [S] as in `slots`, starts multiples of the stride; weight [C, 1, K], stride <= K <= 16;
 // bias [C] or empty; norm_weight, norm_bias [C], empty without a norm. Valid rows of an utterance:
-// floor((valid - K) / stride) + 1. Writes y once, in the type ctx.compute: 4 T0 C bytes as f32.
+// floor((valid - K) / stride) + 1. Writes y once, in the type ctx.compute(): 4 T0 C bytes as f32.
 ConvStemOut conv_stem_forward(Context& ctx, Tensor samples, Tensor weight, Tensor bias,
                               Tensor norm_weight, Tensor norm_bias, const ConvStem& stem,
                               Slots slots);

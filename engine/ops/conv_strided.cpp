@@ -72,6 +72,7 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 #include "engine/cpu/conv_row.h"
+#include "engine/cpu/gemm.h"
 
 namespace sft {
 namespace {
@@ -144,6 +145,29 @@ const float* forward_panels(Context& ctx, const Conv& conv) {
   });
 }
 
+// The same, 16 bits each, where the math mode has such products.
+cpu::narrow::Panels forward_narrow(Context& ctx, const Conv& conv) {
+  if (ctx.math == Math::exact) return {};
+  const int64_t Cin = conv.Cin(), K = conv.taps(), C = conv.Cout(), depth = K * Cin;
+  const float* w = conv.weight.f32();
+  const float* rows = derived(ctx, w, fnv1a("conv_strided.rows"), C * depth, [=](float* out) {
+    for (int64_t o = 0; o < C; ++o)
+      for (int64_t k = 0; k < depth; ++k) out[o * depth + k] = w[(o * Cin + k % Cin) * K + k / Cin];
+  });
+  return cpu::narrow_panels(ctx, w, fnv1a("conv_strided.narrow"), {rows, C, depth, depth, 1});
+}
+
+// sums [rows rounded up to tiles, step] of rows of A times the panels of B.
+void narrow_product(const cpu::ProductRows& a, int64_t rows, const cpu::narrow::Panels& panels,
+                    int64_t columns, float* copy, float* sums, int64_t step) {
+  namespace n = cpu::narrow;
+  const n::Rows packed = n::rows_in(copy, panels.math, rows, a.depth);
+  for (int64_t r = 0; r < rows; r += n::kTileRows) n::pack_tile(a, rows, r, packed);
+  for (int64_t c = 0; c < columns; c += n::kTileColumns)
+    for (int64_t r = 0; r < rows; r += n::kTileRows)
+      n::multiply(packed, r, panels, c, sums + r * step + c, step);
+}
+
 void zero_rows_between(const Conv& conv, Tensor y) {
   for (int b = 0; b < conv.slots.batch(); ++b)
     std::fill(y.row(conv.start(b) + conv.valid(b)), y.row(conv.start(b + 1)), 0.0f);
@@ -174,13 +198,19 @@ ConvStridedOut conv_strided_forward(Context& ctx, Tensor x, Tensor weight, Tenso
                                       out),
            out;
   ScratchScope scratch(ctx.scratch);
-  const float* panels = forward_panels(ctx, conv);
-  const int64_t step = padded + cpu::kProductGap;
-  const cpu::ThreadScratch threads(ctx, cpu::kProductCopy + cpu::kProductRows * step);
+  const cpu::narrow::Panels narrow = forward_narrow(ctx, conv);
+  const float* panels = narrow ? nullptr : forward_panels(ctx, conv);
+  const int64_t step = padded + cpu::kProductGap, depth = conv.windows(0).depth;
+  const int64_t copied = narrow ? cpu::narrow::chunk_floats(depth) : cpu::kProductCopy;
+  const cpu::ThreadScratch threads(ctx, copied + cpu::kProductRows * step);
   if (ctx.dry) return out;
-  cpu::parallel_for(rows, cpu::product_chunk(rows), [&](int64_t begin, int64_t end) {
-    float *copy = threads.mine(), *sums = copy + cpu::kProductCopy;
-    HWY_DYNAMIC_DISPATCH(strided_product)
+  const int64_t chunk = narrow ? cpu::narrow::chunk(rows, depth) : cpu::product_chunk(rows);
+  cpu::parallel_for(rows, chunk, [&](int64_t begin, int64_t end) {
+    float *copy = threads.mine(), *sums = copy + copied;
+    if (narrow)
+      narrow_product(conv.windows(begin), end - begin, narrow, padded, copy, sums, step);
+    else
+      HWY_DYNAMIC_DISPATCH(strided_product)
     (conv.windows(begin), end - begin, panels, padded, copy, sums, step);
     HWY_DYNAMIC_DISPATCH(strided_finish)
     (sums, end - begin, step, C, conv.row(),

@@ -73,7 +73,7 @@ CosineLogitsOut cosine_logits_forward(Context& ctx, Tensor x, Tensor embedding, 
   if (ctx.device == Device::cuda)
     return cuda::cosine_logits_forward(ctx, x, embedding, temperature, out), out;
   ScratchScope scratch(ctx.scratch);
-  const cpu::PackedWeight packed = cpu::pack_weight(ctx, embedding);
+  const cpu::PackedWeight packed = cpu::pack_weight(ctx, embedding, Math::exact);
   if (ctx.dry) return out;
   inverse_norms(x, out.x_scale.f32());
   inverse_norms(embedding, out.e_scale.f32());
@@ -97,14 +97,16 @@ void cosine_logits_backward(Context& ctx, Tensor dlogits, Tensor x, Tensor embed
   const Tensor g = ctx.temporary({N, V});  // by the plain products x_n e_v
   const Tensor by_x = dx ? ctx.temporary({N, D}) : Tensor();
   const Tensor by_e = dembedding ? ctx.temporary({V, D}) : Tensor();
+  const cpu::BackwardWeight packed =
+      cpu::pack_backward(ctx, embedding, N, !!dx, !!dembedding, Math::exact);
   if (ctx.dry) return;
   scale(dlogits, out.x_scale.f32(), out.e_scale.f32(), temperature, g);
   if (dx) {
-    cpu::matmul_dx(g, embedding, {by_x});
+    cpu::matmul_dx(g, packed, {by_x});
     project(by_x, x, out.x_scale.f32(), dx);
   }
   if (dembedding) {
-    cpu::matmul_dweight(g, x, {by_e});
+    cpu::matmul_dweight(g, x, packed, {by_e});
     project(by_e, embedding, out.e_scale.f32(), dembedding);
   }
 }

@@ -154,6 +154,10 @@ void ffn_backward(Context& ctx, Tensor dy, Tensor x, const FfnWeights& weights,
   const Tensor acts = ctx.temporary({block, F}), dpres = ctx.temporary({block, F});
   const Tensor group_sums = ctx.temporary({row_groups(block), F});
   const Tensor products = outside ? ctx.temporary({block, C}) : Tensor();
+  const cpu::BackwardWeight up =
+      cpu::pack_backward(ctx, weights.up_weight, block, !!grads.x, !!grads.up_weight);
+  const cpu::BackwardWeight down =
+      cpu::pack_backward(ctx, weights.down_weight, block, true, !!grads.down_weight);
   if (ctx.dry) return;
   cpu::scale_rows(dy, cpu::DropoutRows(), grads.residual);
   for_blocks(T, block, [&](int64_t first, int64_t n) {
@@ -163,13 +167,13 @@ void ffn_backward(Context& ctx, Tensor dy, Tensor x, const FfnWeights& weights,
       cpu::scale_rows({}, product, outside.from(first), products.slice(0, n));
       product = products.slice(0, n);
     }
-    cpu::matmul_dx(product, weights.down_weight, {dpre, false});
+    cpu::matmul_dx(product, down, {dpre, false});
     const Tensor sums = group_sums.slice(0, row_groups(n));
     activate_back(pre.slice(first, n), inside.from(first), act, dpre, sums);
-    cpu::matmul_dx(dpre, weights.up_weight, rows_of(grads.x, first, n));
-    cpu::matmul_dweight(dpre, x_rows, block_sum(grads.up_weight, first));
+    cpu::matmul_dx(dpre, up, rows_of(grads.x, first, n));
+    cpu::matmul_dweight(dpre, x_rows, up, block_sum(grads.up_weight, first));
     cpu::sum_rows(sums, block_sum(grads.up_bias, first));
-    cpu::matmul_dweight(product, act, block_sum(grads.down_weight, first));
+    cpu::matmul_dweight(product, act, down, block_sum(grads.down_weight, first));
     cpu::sum_rows(product, block_sum(grads.down_bias, first));
   });
 }

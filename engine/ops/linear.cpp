@@ -42,11 +42,12 @@ void linear_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight,
   ScratchScope scratch(ctx.scratch);
   const cpu::DropoutRows rows(ctx.rng, epilogue.dropout, epilogue.segments, N);
   const Tensor product = rows && inner ? ctx.temporary({T, N}) : dy;
+  const cpu::BackwardWeight packed = cpu::pack_backward(ctx, weight, T, !!dx, !!dweight);
   if (ctx.dry) return;
   cpu::scale_rows(dy, cpu::DropoutRows(), dresidual);
   if (rows && inner) cpu::scale_rows(dy, rows, {product, false});
-  cpu::matmul_dx(product, weight, dx);
-  cpu::matmul_dweight(product, x, dweight);
+  cpu::matmul_dx(product, packed, dx);
+  cpu::matmul_dweight(product, x, packed, dweight);
   cpu::sum_rows(product, dbias);
 }
 

@@ -357,8 +357,11 @@ void lstm_backward(Context& ctx, Tensor dy, Tensor x, std::span<const LstmWeight
   const Tensor zeros = ctx.temporary({4 * H}), before = ctx.temporary({T, H});
   std::array<Tensor, 2> dgates, dcells;
   std::array<const float*, 2> panels{};
+  std::array<cpu::BackwardWeight, 2> inputs, states;
   for (size_t d = 0; d < D; ++d) {
     const float* w = directions[d].w_hh.f32();
+    inputs[d] = cpu::pack_backward(ctx, directions[d].w_ih, T, !!dx, !!grads[d].w_ih);
+    states[d] = cpu::pack_backward(ctx, directions[d].w_hh, T, false, !!grads[d].w_hh);
     dgates[d] = ctx.temporary({T, 4 * H}), dcells[d] = ctx.temporary({segments.batch(), H});
     panels[d] =
         derived(ctx, w, fnv1a("lstm.backward"), 4 * H * whole(H, 4 * kLanes), [&](float* to) {
@@ -391,11 +394,11 @@ void lstm_backward(Context& ctx, Tensor dy, Tensor x, std::span<const LstmWeight
     ProfileScope profile(ctx.profile, "lstm.backward", flops(x, H, D), 4.0 * T * 10 * H);
     cpu::sum_rows(dgates[d], grads[d].b_ih);
     cpu::sum_rows(dgates[d], grads[d].b_hh);
-    cpu::matmul_dx(dgates[d], directions[d].w_ih, {dx.to, dx.add || d == 1});
-    cpu::matmul_dweight(dgates[d], x, grads[d].w_ih);
+    cpu::matmul_dx(dgates[d], inputs[d], {dx.to, dx.add || d == 1});
+    cpu::matmul_dweight(dgates[d], x, inputs[d], grads[d].w_ih);
     if (!grads[d].w_hh) continue;
     shift(out.y.columns(d * H, H), segments, d == 1, before);
-    cpu::matmul_dweight(dgates[d], before, grads[d].w_hh);
+    cpu::matmul_dweight(dgates[d], before, states[d], grads[d].w_hh);
   }
 }
 

@@ -30,7 +30,7 @@ struct Outcome {
   std::vector<std::string> said;
 };
 
-Outcome with(const MakeYardstick& yardstick, Dtype compute) {
+Outcome with(const MakeYardstick& yardstick, Math math) {
   const auto found = std::ranges::find(op_specs(), "layer_norm", &OpSpec::name);
   OpSpec spec = *found;
   spec.name = "yardstick norm", spec.cases = {{.frames = {3, 1}, .dims = {48}, .bench = true}};
@@ -38,7 +38,7 @@ Outcome with(const MakeYardstick& yardstick, Dtype compute) {
   Outcome outcome;
   outcome.rows = bench_ops({.op = "yardstick norm",
                             .repeats = 3,
-                            .where = {Device::cuda, compute},
+                            .where = {Device::cuda, math},
                             .region_seconds = 1e-5,
                             .rotated_bytes = 100,
                             .yardstick = yardstick,
@@ -68,13 +68,13 @@ TEST_CASE("yardstick: how far two outputs are from each other") {
 
 TEST_CASE("yardstick: timed beside an op with which it agrees, and only then") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  for (Dtype compute : {Dtype::f32, Dtype::bf16}) {
-    const Outcome right = with(twin(1), compute);
+  for (Math math : {Math::exact, Math::bf16}) {
+    const Outcome right = with(twin(1), math);
     EXPECT(right.rows[0].peer == 8);  // the median of 4, 8 and 16, after a warm-up
     EXPECT(right.rows[0].in_turn);
     REQUIRE(right.said.size() == 1);
     EXPECT(right.said[0].starts_with("yardstick norm[2x4; 48]: a twin is off by "));
-    const Outcome wrong = with(twin(1.1), compute);
+    const Outcome wrong = with(twin(1.1), math);
     EXPECT(wrong.rows[0].peer == 0);
     REQUIRE(wrong.said.size() == 1);
     EXPECT(wrong.said[0].ends_with(": not timed"));
@@ -87,11 +87,11 @@ TEST_CASE("yardstick: a library that is missing, and an op it does not have") {
       [](const YardstickOf&) -> std::unique_ptr<Yardstick> {
         fail(Kind::resource, "libnone.so: no such library");
       },
-      Dtype::f32);
+      Math::exact);
   EXPECT(missing.rows[0].peer == 0);
   REQUIRE(missing.said.size() == 1);
   EXPECT(missing.said[0].ends_with(": no yardstick: libnone.so: no such library"));
-  const Outcome none = with([](const YardstickOf&) { return nullptr; }, Dtype::f32);
+  const Outcome none = with([](const YardstickOf&) { return nullptr; }, Math::exact);
   EXPECT(none.rows[0].peer == 0);
   EXPECT(none.said.empty());
 }

@@ -69,7 +69,7 @@ void check_product(OpRun& run, bool transpose_a, bool transpose_b, Dtype in, Dty
 
 TEST_CASE("cuda gemm: layouts, types and ends") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  OpRun run(/*poison=*/true, 0, 0, {Device::cuda, Dtype::f32});
+  OpRun run(/*poison=*/true, 0, 0, {Device::cuda, Math::exact});
   for (const auto& [in, out] :
        {std::pair(Dtype::f32, Dtype::f32), std::pair(Dtype::bf16, Dtype::f32),
         std::pair(Dtype::bf16, Dtype::bf16)})
@@ -82,7 +82,7 @@ TEST_CASE("cuda gemm: layouts, types and ends") {
 
 TEST_CASE("cuda gemm: the bf16 copy of a parameter is made once, and again when it changes") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  OpRun run(/*poison=*/true, 0, 0, {Device::cuda, Dtype::bf16});
+  OpRun run(/*poison=*/true, 0, 0, {Device::cuda, Math::bf16});
   const Tensor weight = run.write({.shape = {1, 1}, .data = {3}}, Dtype::f32);
   run.prepared.add_parameters(weight.data, weight.bytes());
   const auto product = [&] {
@@ -100,7 +100,7 @@ TEST_CASE("cuda gemm: the bf16 copy of a parameter is made once, and again when 
 
 TEST_CASE("cuda gemm: a sum of nothing") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  OpRun run(/*poison=*/true, 0, 0, {Device::cuda, Dtype::f32});
+  OpRun run(/*poison=*/true, 0, 0, {Device::cuda, Math::exact});
   const Tensor C = run.ctx.activation({2, 3});
   cuda::Gemm g{.transpose_a = true, .M = 2, .N = 3, .K = 0, .A = C.data, .lda = 2};
   g.B = C.data, g.ldb = 3, g.C = C.data, g.ldc = 3;

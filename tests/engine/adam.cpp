@@ -107,7 +107,7 @@ double ten_updates(Where where, int64_t n, int64_t offset, const AdamRule& rule)
                   .v = placed(constant(n, 0)),
                   .steps = number<int64_t>(run, 0),
                   .copy = {}};
-  if (where.compute == Dtype::bf16) range.copy = placed(constant(n, 0), Dtype::bf16);
+  if (where.compute() == Dtype::bf16) range.copy = placed(constant(n, 0), Dtype::bf16);
   const double norm = 10;
   for (int step = 1; step <= 10; ++step) {
     const Array grad = fill.normal({n}, 0.1);
@@ -156,7 +156,7 @@ TEST_CASE("adam: a norm or a loss that is not finite leaves everything as it was
     const int64_t n = 1030;
     const auto random = [&] { return run.write(fill.uniform({n}, 0.5, 1), Dtype::f32); };
     AdamRange range{random(), random(), random(), random(), number<int64_t>(run, 4), {}};
-    if (where.compute == Dtype::bf16) range.copy = run.write(constant(n, 3), Dtype::bf16);
+    if (where.compute() == Dtype::bf16) range.copy = run.write(constant(n, 3), Dtype::bf16);
     const auto everything = [&] {
       std::vector<std::byte> all;
       for (const Tensor& t : {range.p, range.m, range.v, range.steps, range.copy}) {

@@ -59,13 +59,13 @@ TEST_CASE("right_rows: the first of the largest logits is the label's") {
       }
       logits.at(5, labels[5]) = std::nan("");
       const Array got =
-          OpRun::read(right_rows(run.ctx, run.write(logits, run.ctx.compute), labels));
+          OpRun::read(right_rows(run.ctx, run.write(logits, run.ctx.compute()), labels));
       for (int64_t n = 0; n < N; ++n) {
         const double* row = &logits.at(n, 0);
         const bool right = n != 5 && std::max_element(row, row + V) - row == labels[n];
         EXPECT_MESSAGE(got.data[n] == (right ? 1 : 0), "row " << n << " of width " << V);
       }
     }
-    EXPECT(right_rows(run.ctx, run.ctx.activation({0, 4}, run.ctx.compute), {}).count() == 0);
+    EXPECT(right_rows(run.ctx, run.ctx.activation({0, 4}, run.ctx.compute()), {}).count() == 0);
   }
 }

@@ -134,5 +134,5 @@ TEST_CASE("golden: contrastive pre-training and its gradients equal transformers
 }
 TEST_CASE("golden: contrastive pre-training and its gradients on cuda, exact") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  check_contrastive({Device::cuda, Dtype::f32});
+  check_contrastive({Device::cuda, Math::exact});
 }

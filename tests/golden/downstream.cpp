@@ -31,7 +31,7 @@ struct Downstream {
             .scratch = run.scratch,
             .prepared = store.prepared(),
             .gpu = run.ctx.gpu,
-            .compute = run.ctx.compute} {
+            .math = run.ctx.math} {
     const auto states = static_cast<int>(file.config.states());
     model = {Encoder(file.config), {TaskHead(file.config.task, file.config.width, states)}};
     store.bind(param_requests(model), file.tensors, name);

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "engine/cpu/gemm.h"
+#include "engine/cpu/narrow.h"
 #include "engine/transfer.h"
 #include "models/checkpoint.h"
 #include "tests/doctest.h"
@@ -44,7 +45,7 @@ struct Golden {
             .scratch = run.scratch,
             .prepared = store.prepared(),
             .gpu = run.ctx.gpu,
-            .compute = where.compute} {
+            .math = where.math} {
     ModelFile file = open_model(model_path(name));
     file.config.task = {
         .kind = "ctc", .head = "linear", .units = std::vector<std::string>(11, "u")};
@@ -86,11 +87,11 @@ double error_of_state(Tensor state, const GoldenFile& values, const std::string&
 
 namespace {
 
-// f32: 1e-5, and 5e-5 at the end. bf16: 1.1 times what PyTorch's autocast is off by in these
+// Exact: 1e-5, and 5e-5 at the end. Else: 1.1 times what PyTorch's autocast is off by in these
 // models, whose sharp attention makes more of a rounding than a real one does; 2e-2 at least
 // where there is one frame, 32 or 48 numbers with luck of their own (1.6e-2 at worst).
-double allowed_error(const GoldenFile& values, Dtype compute, int64_t samples, int l, int count) {
-  if (compute == Dtype::f32) return l + 1 < count ? 1e-5 : 5e-5;
+double allowed_error(const GoldenFile& values, Math math, int64_t samples, int l, int count) {
+  if (math == Math::exact) return l + 1 < count ? 1e-5 : 5e-5;
   const double theirs = 1.1 * values.values(fmt::format("autocast.{}", samples))[l];
   return samples < 720 ? std::max(theirs, 2e-2) : theirs;
 }
@@ -122,7 +123,7 @@ void check_states(Where where) {
         const double error =
             error_of_state(rows, golden.values, fmt::format("hidden.{}.{}", lengths[b], l));
         const double allowed =
-            allowed_error(golden.values, where.compute, lengths[b], l, packed.count);
+            allowed_error(golden.values, where.math, lengths[b], l, packed.count);
         EXPECT_MESSAGE(error <= allowed,
                        fmt::format("{}, {} samples, state {}: {:.3g}", name, lengths[b], l, error));
       }
@@ -137,7 +138,7 @@ double cosine(const float* a, const std::vector<float>& b) {
 }
 
 void check_gradients(Where where) {
-  const bool rounded = where.compute == Dtype::bf16;
+  const bool rounded = where.math != Math::exact;
   for (const char* name : kModels)
     for (const bool recompute : {false, true}) {
       Golden golden(name, true, where);
@@ -194,7 +195,9 @@ void check_gradients(Where where) {
           const bool coarser =
               std::string(name).starts_with("wavlm") || std::string(name) == "data2vec";
           const double least = coarser ? 5e-3 : 1e-3;
-          EXPECT_MESSAGE(off <= std::max(2 * (1 - theirs), least),
+          const double allowed =
+              where.math == Math::fast16 ? 5e-4 : std::max(2 * (1 - theirs), least);
+          EXPECT_MESSAGE(off <= allowed,
                          fmt::format("{} grad {}: cosine 1 - {:.2g}, autocast's 1 - {:.2g}", name,
                                      named.name, off, 1 - theirs));
         }
@@ -215,25 +218,37 @@ void check_gradients(Where where) {
 }  // namespace
 
 TEST_CASE("golden: hidden states equal transformers', alone and packed") { check_states({}); }
+TEST_CASE("golden: hidden states by products of 16 bits on the CPU") {
+  for (const Math math : {Math::fast16, Math::bf16}) {
+    if (!cpu::narrow::available(math)) return test::skip("needs AVX-512 with VNNI and BF16");
+    check_states({Device::cpu, math});
+  }
+}
 TEST_CASE("golden: hidden states on cuda, exact") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  check_states({Device::cuda, Dtype::f32});
+  check_states({Device::cuda, Math::exact});
 }
 TEST_CASE("golden: hidden states on cuda, bf16") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  check_states({Device::cuda, Dtype::bf16});
+  check_states({Device::cuda, Math::bf16});
 }
 
 TEST_CASE("golden: gradients of CTC equal PyTorch's in float64, with and without recomputation") {
   check_gradients({});
 }
+TEST_CASE("golden: gradients by products of 16 bits on the CPU") {
+  for (const Math math : {Math::fast16, Math::bf16}) {
+    if (!cpu::narrow::available(math)) return test::skip("needs AVX-512 with VNNI and BF16");
+    check_gradients({Device::cpu, math});
+  }
+}
 TEST_CASE("golden: gradients on cuda, exact") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  check_gradients({Device::cuda, Dtype::f32});
+  check_gradients({Device::cuda, Math::exact});
 }
 TEST_CASE("golden: gradients on cuda, bf16") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  check_gradients({Device::cuda, Dtype::bf16});
+  check_gradients({Device::cuda, Math::bf16});
 }
 
 TEST_CASE("golden: with dropout on, states are those of the reference's masks") {

@@ -80,7 +80,7 @@ TEST_CASE("extract: the longest file that the memory is enough for") {
   const ModelFile model = open_model(test::golden("models/hubert-group"));
   for (const Where where : everywhere()) {
     cuda::Runtime* gpu = where.device == Device::cuda ? &shared_gpu() : nullptr;
-    Extractor extractor(model, {0, 2}, {.gpu = gpu, .compute = where.compute});
+    Extractor extractor(model, {0, 2}, {.gpu = gpu, .math = where.math});
     const auto bytes = [&](int64_t samples) {
       const auto length = static_cast<int32_t>(samples);
       return extractor.bytes({&length, 1});

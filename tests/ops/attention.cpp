@@ -259,16 +259,16 @@ void check_dry_step(Where where, const Case& c) {
 TEST_CASE("attention: a dry step takes the memory of a real one") {
   check_dry_step({}, {.frames = {33, 1, 600}, .dims = {2, 12}});
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  check_dry_step({Device::cuda, Dtype::f32}, {.frames = {33, 1}, .dims = {2, 12}});
-  check_dry_step({Device::cuda, Dtype::bf16},
+  check_dry_step({Device::cuda, Math::exact}, {.frames = {33, 1}, .dims = {2, 12}});
+  check_dry_step({Device::cuda, Math::bf16},
                  {.frames = {33, 1}, .dims = {2, 16}, .training = true});
 }
 
 TEST_CASE("attention on cuda: NaN of an utterance stays in it") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
   const Case c{.frames = {5, 41, 3}, .dims = {1, 16}};
-  for (const Dtype compute : {Dtype::f32, Dtype::bf16}) {
-    OpRun run(true, kSeed, kUpdate, {Device::cuda, compute});
+  for (const Math math : {Math::exact, Math::bf16}) {
+    OpRun run(true, kSeed, kUpdate, {Device::cuda, math});
     Tape tape(run.ctx);
     Fill fill(2);
     Array qkv = fill.frames(c, 48);

@@ -66,10 +66,9 @@ double distance(const Array& ours, const Array& expected) {
 
 }  // namespace
 
-std::vector<double> distances_from_cpu(Dtype compute, std::span<const Array> inputs,
-                                       const Array& dy,
+std::vector<double> distances_from_cpu(Math math, std::span<const Array> inputs, const Array& dy,
                                        const std::function<Var(Tape&, std::span<const Var>)>& op) {
-  const std::vector<Array> ours = results({Device::cuda, compute}, inputs, dy, op);
+  const std::vector<Array> ours = results({Device::cuda, math}, inputs, dy, op);
   const std::vector<Array> expected = results({}, inputs, dy, op);
   std::vector<double> out;
   for (size_t i = 0; i < ours.size(); ++i) out.push_back(distance(ours[i], expected[i]));

@@ -61,6 +61,7 @@ OpSpec spec(const char* name, bool bias, bool norm) {
           .run = run,
           .cost = cost,
           .cuda = true,
+          .narrow = true,
           .terms = 512,
           // y; with a norm also what it gets: over few channels times about two, times its weight
           .roundings = norm ? 5.0 : 1.0,
@@ -170,10 +171,10 @@ TEST_CASE("conv_strided: forward alone gives the bits of forward for backward") 
 
 TEST_CASE("conv_strided: the same three on a device") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  for (const Dtype compute : {Dtype::f32, Dtype::bf16}) {
-    check_between_slots({Device::cuda, compute});
-    check_alone({Device::cuda, compute});
-    check_forward_alone({Device::cuda, compute});
+  for (const Math math : {Math::exact, Math::bf16}) {
+    check_between_slots({Device::cuda, math});
+    check_alone({Device::cuda, math});
+    check_forward_alone({Device::cuda, math});
   }
 }
 
@@ -189,9 +190,9 @@ TEST_CASE("conv_strided: on a device as on the CPU, at widths that the oracle is
   const auto op = [&](Tape& t, std::span<const Var> v) {
     return conv_strided(t, v[0], v[1], v[2], v[3], v[4], 2, kEps, slots.view());
   };
-  for (const double d : distances_from_cpu(Dtype::f32, in, dy, op)) EXPECT(d < 1e-5);
+  for (const double d : distances_from_cpu(Math::exact, in, dy, op)) EXPECT(d < 1e-5);
   // x, dy and the weights are rounded as well as what is in between.
-  for (const double d : distances_from_cpu(Dtype::bf16, in, dy, op)) EXPECT(d < 10 * 0x1p-8);
+  for (const double d : distances_from_cpu(Math::bf16, in, dy, op)) EXPECT(d < 10 * 0x1p-8);
 }
 
 }  // namespace sft

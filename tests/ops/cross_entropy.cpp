@@ -66,7 +66,7 @@ TEST_CASE("cross_entropy: labels out of range, and logits far apart") {
     OpRun run(/*poison=*/true, 0, 0, where);
     Tape tape(run.ctx);
     const Array far{.shape = {2, 3}, .data = {0, 1000, 0, -1000, 0, 0}};
-    const Tensor logits = run.write(far, where.compute);
+    const Tensor logits = run.write(far, where.compute());
     for (const int32_t bad : {-1, 3}) {
       const std::array<int32_t, 2> labels{0, bad};
       const Error e = test::error_of([&] { cross_entropy(tape, {logits}, labels, {}); });
@@ -89,7 +89,7 @@ TEST_CASE("cross_entropy: logits that are not finite") {
     x.at(0, 11) = nan, x.at(1, 0) = infinity;
     for (int64_t v = 0; v < 12; ++v) x.at(2, v) = -infinity;
     for (int64_t v = 0; v < 10; ++v) x.at(3, v) = -infinity;
-    const Var logits = tape.variable(run.write(x, where.compute));
+    const Var logits = tape.variable(run.write(x, where.compute()));
     const std::array<int32_t, 4> labels{1, 1, 1, 11};
     const std::array<float, 4> weights{1, 1, 1, 1};
     const Var losses = cross_entropy(tape, logits, labels, weights);

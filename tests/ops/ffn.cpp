@@ -70,6 +70,7 @@ OpSpec spec(const char* name, bool residual) {
             return Cost{.bytes = 4 * (T * (3 * C + F) + 2 * C * F), .flops = 4 * T * C * F};
           },
       .cuda = true,
+      .narrow = true,
       .terms = 600,
       // Forward: pre, act, the second product, the pass over it. Back: dy times the mask, d act,
       // act or dpre (which hold pre's), and the gradient.

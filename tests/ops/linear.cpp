@@ -58,6 +58,7 @@ OpSpec spec(const char* name, bool bias, bool residual) {
                         .flops = 2 * T * K * N};
           },
       .cuda = true,
+      .narrow = true,
       .terms = 399,
       .roundings = 2,  // of the product and, where something drops, of the pass over it
   };

@@ -99,10 +99,10 @@ void check_against_cpu(const Case& c) {
   const auto op = [&](Tape& t, std::span<const Var> v) {
     return pos_conv(t, v[0], v[1], v[2], static_cast<int>(c.dims[1]), c.segments());
   };
-  for (const double d : distances_from_cpu(Dtype::f32, in, dy, op)) EXPECT(d < 1e-5);
+  for (const double d : distances_from_cpu(Math::exact, in, dy, op)) EXPECT(d < 1e-5);
   // x, dy and the weights are rounded as well; the rms of dweight is that of all taps, most of
   // which meet few frames.
-  for (const double d : distances_from_cpu(Dtype::bf16, in, dy, op)) EXPECT(d < 10 * 0x1p-8);
+  for (const double d : distances_from_cpu(Math::bf16, in, dy, op)) EXPECT(d < 10 * 0x1p-8);
 }
 
 }  // namespace

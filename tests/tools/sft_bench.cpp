@@ -154,7 +154,7 @@ TEST_CASE("sft-bench: a file of peers, and files that are none") {
 
 TEST_CASE("sft-bench on cuda: ceilings") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  const DeviceCeilings c = measure_device(shared_gpu(), Dtype::bf16, {96, 1 << 16, 0.02});
+  const DeviceCeilings c = measure_device(shared_gpu(), Math::bf16, {96, 1 << 16, 0.02});
   for (double rate : {c.bf16, c.f32, c.copy}) EXPECT(rate > 0);
   const Ceilings all{.fma_all = 1, .copy = 2, .device = c};
   EXPECT(all.arithmetic() == c.bf16);
@@ -173,11 +173,11 @@ TEST_CASE("sft-bench on cuda: an op, over several copies of its inputs") {
     return run(t, x, c);
   };
   op_specs().push_back(spec);
-  for (Dtype compute : {Dtype::f32, Dtype::bf16}) {
+  for (Math math : {Math::exact, Math::bf16}) {
     read.clear();
     const auto rows = bench_ops({.op = "small layer norm",
                                  .repeats = 2,
-                                 .where = {Device::cuda, compute},
+                                 .where = {Device::cuda, math},
                                  .region_seconds = 1e-4,
                                  .rotated_bytes = 20'000},
                                 [](auto, auto) {});
@@ -374,7 +374,7 @@ TEST_CASE("sft-bench: exit codes and messages") {
   refused({"ops", "--repeats", "0"}, "expected at least 1");
   refused({"model", "hubert-tiny", "--mix", "fixed:x"}, "expected fixed:SECONDS or mixed");
   refused({"model", "hubert-tiny", "--head", "lstm", "--task", "train-full"}, "expected linear");
-  refused({"ops", "--math", "bf16"}, "--math bf16 needs a device");
+  refused({"ops", "--device", "cuda", "--math", "fast16"}, "--math fast16 is of the CPU");
   EXPECT(run_program("sft-bench", {"ops", "--peers", "/nowhere/peers.json"}).code == 3);
   refused({"compare", "a", "b", "--fail-over", "few"}, "expected a percentage");
 }

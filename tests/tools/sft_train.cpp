@@ -11,6 +11,7 @@
 #include <sstream>
 #include <thread>
 
+#include "engine/cpu/narrow.h"
 #include "tests/run_program.h"
 #include "tests/train/tiny_speech.h"
 
@@ -139,24 +140,28 @@ TEST_CASE("sft-train: killed at five random moments and resumed, the run ends wi
 
 TEST_CASE("sft-train: a signal saves and ends with 75; the resumed run has the same bits") {
   if (test::absent("sft-train")) return;
-  const TinySpeech speech;
-  const Outcome whole = run_program("sft-train", arguments(speech, "whole", {"--steps", "40"}));
-  INFO(whole.err);
-  REQUIRE(whole.code == 0);
-  Child child(arguments(speech, "stopped", {"--steps", "40"}));
-  REQUIRE(wait_for_metrics(child, speech.folder / "stopped", 400));
-  const Outcome second = run_program("sft-train", arguments(speech, "stopped", {"--steps", "40"}));
-  if (second.err.find("locked by") != std::string::npos) {  // the first one is still there
-    EXPECT(second.code == 4);
-    EXPECT(second.err.find(fmt::format("locked by pid {}", child.pid())) != std::string::npos);
+  for (const Math math : {Math::exact, Math::fast16}) {
+    if (math != Math::exact && !cpu::narrow::available(math)) continue;
+    const TinySpeech speech;
+    const std::vector<std::string> options = {"--steps", "40", "--math", std::string(name(math))};
+    const Outcome whole = run_program("sft-train", arguments(speech, "whole", options));
+    INFO(whole.err);
+    REQUIRE(whole.code == 0);
+    Child child(arguments(speech, "stopped", options));
+    REQUIRE(wait_for_metrics(child, speech.folder / "stopped", 400));
+    const Outcome second = run_program("sft-train", arguments(speech, "stopped", options));
+    if (second.err.find("locked by") != std::string::npos) {  // the first one is still there
+      EXPECT(second.code == 4);
+      EXPECT(second.err.find(fmt::format("locked by pid {}", child.pid())) != std::string::npos);
+    }
+    child.kill(SIGTERM);
+    const int code = child.wait();
+    EXPECT((code == 75 || code == 0));
+    const Outcome rest = run_program("sft-train", arguments(speech, "stopped", {"--resume"}));
+    INFO(rest.err);
+    REQUIRE(rest.code == 0);
+    expect_same_run(speech.folder / "whole", speech.folder / "stopped", "step-00000040");
   }
-  child.kill(SIGTERM);
-  const int code = child.wait();
-  EXPECT((code == 75 || code == 0));
-  const Outcome rest = run_program("sft-train", arguments(speech, "stopped", {"--resume"}));
-  INFO(rest.err);
-  REQUIRE(rest.code == 0);
-  expect_same_run(speech.folder / "whole", speech.folder / "stopped", "step-00000040");
 }
 
 TEST_CASE("sft-train: a second signal ends it at once; the run goes on from its checkpoints") {

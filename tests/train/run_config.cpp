@@ -94,7 +94,7 @@ TEST_CASE("run_config: what is wrong is named") {
                               "data.max_bad=-1",    "data.normalize=lower", "augment.time_masks=-1",
                               "eval.every=0",       "eval.select=accuracy", "ckpt.minutes=0",
                               "ckpt.keep=1",        "batch.utterances=-2",  "log.every=0",
-                              "run.seed=-1",        "run.math=bf16",        "run.device=tpu",
+                              "run.seed=-1",        "run.math=int8",        "run.device=tpu",
                               "task.kind=classify", "train.recipe=half"}) {
     const std::string key = std::string(setting).substr(0, std::string(setting).find('='));
     const std::string what = message({setting});

@@ -29,7 +29,7 @@ TrainJob job_of(const test::TinySpeech& speech, const std::string& run, Where wh
                 std::vector<std::string> more = {}) {
   if (where.device == Device::cuda)
     more.insert(more.end(), {"run.device=cuda",
-                             where.compute == Dtype::bf16 ? "run.math=bf16" : "run.math=exact"});
+                             where.compute() == Dtype::bf16 ? "run.math=bf16" : "run.math=exact"});
   return speech.job(run, with(std::move(more)));
 }
 
@@ -216,12 +216,12 @@ TEST_CASE("updates: a device is asked for its numbers when the next update is un
 TEST_CASE("updates: the bf16 copy of what trains stays current") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
   const test::TinySpeech speech(2);
-  const Where where{Device::cuda, Dtype::bf16};
+  const Where where{Device::cuda, Math::bf16};
   test::TinyTrainer tiny(speech, job_of(speech, "run", where), &shared_gpu());
   ParamStore& store = tiny.store;
   StepMemory memory(&shared_gpu());
   memory.commit();
-  Context ctx = memory.context(store.prepared(), Dtype::bf16, false);
+  Context ctx = memory.context(store.prepared(), Math::bf16, false);
   const auto weight = [&](const char* name) { return store.find(name)->value; };
   const auto copies_of = [&](size_t range) {
     const Tensor p = store.part(store.master(), store.ranges()[range]);

@@ -91,7 +91,8 @@ struct Bound {
   // beside them is new.
   template <class Model>
   Bound(const Session& s, Model& model, const std::function<bool(const std::string&)>& keep)
-      : gpu(open_device(s.job.config.run.device)), store(gpu.get()) {
+      : gpu(open_device(s.job.config.run.device, math_named(s.job.config.run.math))),
+        store(gpu.get()) {
     const RunConfig& c = s.job.config;
     TensorMap tensors = s.base.tensors;
     std::erase_if(tensors.tensors,
