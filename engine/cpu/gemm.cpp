@@ -332,8 +332,8 @@ void narrow_dweight(Tensor dy, Tensor x, const BackwardWeight& back, Grad dweigh
   const n::Rows left = n::rows_in(back.vectors, back.math, N, T);
   char* behind = static_cast<char*>(back.vectors) + whole(n::row_bytes(N, back.most_rows), 64);
   const n::Panels right = n::panels_in(behind, back.math, K, T);
-  parallel_for(N, n::kTileRows, [&](int64_t first, int64_t) {
-    n::pack_tile(n::Vectors{dy.f32(), N, T, 1, dy.row_stride}, first, left);
+  parallel_for(N, n::kTogether, [&](int64_t first, int64_t) {
+    n::pack_tiles({dy.f32(), N, T, 1, dy.row_stride}, first, left);
   });
   parallel_for(K, n::kTileColumns, [&](int64_t first, int64_t) {
     n::pack_panel({x.f32(), K, T, 1, x.row_stride}, first, right);

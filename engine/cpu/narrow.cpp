@@ -95,11 +95,6 @@ __m512 scale_of(__m512 most, __m512 sum) {
   return _mm512_add_ps(scale, _mm512_sub_ps(sum, sum));
 }
 
-__m256i rounded(Math math, __m512 v, __m512 inverse) {
-  if (math == Math::bf16) return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
-  return _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(v, inverse)));
-}
-
 // Whether the largest of n magnitudes is more than kStandsOut times the mean of the others.
 bool stands_out(float most, float sum, int64_t n) {
   return std::isfinite(sum) && most > 1e-30f &&
@@ -123,88 +118,225 @@ bool stands_out(float most, float sum, int64_t n) {
   }
 }
 
-// n <= kBlock numbers -> to [kBlock] and their scale; outliers null: none are taken.
-float pack_block(Math math, const float* from, int64_t n, int64_t k, int16_t* to,
-                 Outliers* outliers) {
-  __m512 v[kBlock / kLanes];
-  Spread spread{_mm512_setzero_ps(), _mm512_setzero_ps()};
-#pragma GCC unroll 8
-  for (int64_t i = 0; i < kBlock / kLanes; ++i)
-    add(spread, v[i] = _mm512_maskz_loadu_ps(below(n - i * kLanes), from + i * kLanes));
-  const float most = _mm512_reduce_max_ps(spread.most), sum = _mm512_reduce_add_ps(spread.sum);
-  if (outliers && math == Math::fast16 && outliers->count < Outliers::kMost &&
-      stands_out(most, sum, n)) {
-    alignas(64) float block[kBlock];
-    for (int64_t i = 0; i < kBlock / kLanes; ++i) _mm512_store_ps(block + i * kLanes, v[i]);
-    take_outliers(block, n, k, *outliers);
-    return pack_block(math, block, kBlock, k, to, nullptr);
-  }
-  const __m512 scale = scale_of(_mm512_set1_ps(most), _mm512_set1_ps(sum));
-  const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), scale);
-#pragma GCC unroll 8
-  for (int64_t i = 0; i < kBlock / kLanes; ++i)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * kLanes), rounded(math, v[i], inverse));
-  return _mm512_cvtss_f32(scale);
-}
+void fetch(const float* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
 
-// Blocks of n <= 16 vectors side by side, their numbers `step` apart: pairs [kPairs] of each, words
-// pair_step apart; scales [n].
-void pack_beside(Math math, const float* from, int64_t n, int64_t depth, int64_t step, int32_t* to,
-                 int64_t pair_step, float* scales) {
-  const __mmask16 there = below(n);
-  const auto number = [&](int64_t k) {
-    return _mm512_maskz_loadu_ps(k < depth ? there : 0, k < depth ? from + k * step : from);
-  };
-  Spread spread{_mm512_setzero_ps(), _mm512_setzero_ps()};
-  for (int64_t k = 0; k < depth; ++k) add(spread, number(k));
-  const __m512 scale = scale_of(spread.most, spread.sum);
-  const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), scale);
-  _mm512_mask_storeu_ps(scales, there, scale);
-  for (int64_t pair = 0; pair < kPairs; ++pair) {
-    const __m512i low = _mm512_cvtepu16_epi32(rounded(math, number(2 * pair), inverse));
-    const __m512i high = _mm512_cvtepu16_epi32(rounded(math, number(2 * pair + 1), inverse));
-    _mm512_storeu_si512(to + pair * pair_step, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+// a [16][16 words] turned.
+void turn(__m512i (&a)[kLanes]) {
+  __m512i b[kLanes];
+#pragma GCC unroll 8
+  for (int i = 0; i < kLanes; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kLanes; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + 2 + j]);
+      a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + 2 + j]);
+    }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // quarter q of a[4 p + i] holds column 4 q + i of rows 4 p on
+    const __m512i even[2] = {_mm512_shuffle_i32x4(a[i], a[4 + i], 0x88),
+                             _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88)};
+    const __m512i odd[2] = {_mm512_shuffle_i32x4(a[i], a[4 + i], 0xdd),
+                            _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xdd)};
+    a[i] = _mm512_shuffle_i32x4(even[0], even[1], 0x88);
+    a[4 + i] = _mm512_shuffle_i32x4(odd[0], odd[1], 0x88);
+    a[8 + i] = _mm512_shuffle_i32x4(even[0], even[1], 0xdd);
+    a[12 + i] = _mm512_shuffle_i32x4(odd[0], odd[1], 0xdd);
   }
 }
 
-// to [columns][rows] = from [rows][columns]; rows % 16 == 0. Words.
-void transpose(const int32_t* from, int64_t from_step, int64_t rows, int64_t columns, int32_t* to,
-               int64_t to_step) {
-  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i steps = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(from_step)));
-  for (int64_t c = 0; c < columns; ++c)
-    for (int64_t r = 0; r < rows; r += kLanes)
-      _mm512_storeu_si512(to + c * to_step + r,
-                          _mm512_i32gather_epi32(steps, from + r * from_step + c, 4));
+__m512 larger(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
+__m512 plus(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+
+// f over the lanes of each of 16 vectors: lane r of what is returned belongs to vectors[r].
+template <__m512 (*f)(__m512, __m512)>
+__m512 of_each(const __m512 (&vectors)[kLanes]) {
+  __m512i turned[kLanes];
+  for (int r = 0; r < kLanes; ++r) turned[r] = _mm512_castps_si512(vectors[r]);
+  turn(turned);
+  __m512 out = _mm512_castsi512_ps(turned[0]);
+#pragma GCC unroll 15
+  for (int i = 1; i < kLanes; ++i) out = f(out, _mm512_castsi512_ps(turned[i]));
+  return out;
 }
+
+// 32 numbers -> 16 words of two.
+__m512i words_of(Math math, __m512 first, __m512 second, __m512 inverse) {
+  if (math == Math::bf16) return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+  const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(first, inverse));
+  const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(second, inverse));
+  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  return _mm512_permutexvar_epi64(order, _mm512_packs_epi32(low, high));
+}
+
+// A block of each of 16 vectors whose numbers lie side by side.
+class Stack {
+ public:
+  // n <= kBlock numbers of vector r; those behind them count as zeros.
+  void set(int64_t r, const float* from, int64_t n) {
+    alignas(64) static constexpr float kZeros[kBlock] = {};
+    rows_[r] = n == kBlock ? from : n > 0 ? copied(r, from, n) : kZeros;
+    counts_[r] = static_cast<float>(n);
+  }
+
+  void measure() {
+    __m512 most[kLanes], sum[kLanes];
+    for (int r = 0; r < kLanes; ++r) {
+      Spread spread{_mm512_setzero_ps(), _mm512_setzero_ps()};
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kBlock; i += kLanes) {
+        add(spread, _mm512_loadu_ps(rows_[r] + i));
+        fetch(rows_[r] + kBlock + i);
+      }
+      most[r] = spread.most, sum[r] = spread.sum;
+    }
+    most_ = of_each<larger>(most);
+    sum_ = of_each<plus>(sum);
+  }
+
+  // Of the first `count` vectors, whose blocks begin at number k.
+  void take_outliers(int64_t count, int64_t k, Outliers* of) {
+    uint32_t standing = stand_out() & below(count);
+    if (!standing) return;
+    for (; standing; standing &= standing - 1) {
+      const int r = __builtin_ctz(standing);
+      if (of[r].count == Outliers::kMost) continue;
+      const auto n = static_cast<int64_t>(counts_[r]);
+      if (rows_[r] != own_[r]) rows_[r] = copied(r, rows_[r], n);
+      narrow::take_outliers(own_[r], n, k, of[r]);
+    }
+    measure();
+  }
+
+  // Of the first `count` vectors: words [kPairs], pair_step apart; scales [count].
+  void write(Math math, int64_t count, int32_t* to, int64_t pair_step, float* scales) const {
+    const __mmask16 wanted = below(count);
+    const __m512 scale = scale_of(most_, sum_);
+    alignas(64) float inverse[kLanes];
+    _mm512_store_ps(inverse, _mm512_div_ps(_mm512_set1_ps(1), scale));
+    _mm512_mask_storeu_ps(scales, wanted, scale);
+    for (int64_t k = 0; k < kBlock; k += 2 * kLanes) {
+      __m512i words[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r)
+        words[r] = words_of(math, _mm512_loadu_ps(rows_[r] + k),
+                            _mm512_loadu_ps(rows_[r] + k + kLanes), _mm512_set1_ps(inverse[r]));
+      turn(words);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i, to += pair_step)
+        _mm512_mask_storeu_epi32(to, wanted, words[i]);
+    }
+  }
+
+ private:
+  const float* copied(int64_t r, const float* from, int64_t n) {
+    std::memcpy(own_[r], from, n * sizeof(float));
+    std::memset(own_[r] + n, 0, (kBlock - n) * sizeof(float));
+    return own_[r];
+  }
+
+  // As stands_out.
+  __mmask16 stand_out() const {
+    const __m512 others = _mm512_sub_ps(sum_, most_), zero = _mm512_sub_ps(sum_, sum_);
+    const __m512 count = _mm512_sub_ps(_mm512_loadu_ps(counts_), _mm512_set1_ps(1));
+    __mmask16 which = _mm512_cmp_ps_mask(zero, _mm512_setzero_ps(), _CMP_EQ_OQ);
+    which = _mm512_mask_cmp_ps_mask(which, most_, _mm512_set1_ps(1e-30f), _CMP_GT_OQ);
+    return _mm512_mask_cmp_ps_mask(which, _mm512_mul_ps(most_, count),
+                                   _mm512_mul_ps(_mm512_set1_ps(kStandsOut), others), _CMP_GT_OQ);
+  }
+
+  __m512 most_, sum_;
+  alignas(64) float counts_[kLanes];
+  const float* rows_[kLanes];
+  alignas(64) float own_[kLanes][kBlock];
+};
+
+// Low and high numbers of pairs -> words.
+__m512i paired(Math math, __m512 low, __m512 high, __m512 inverse) {
+  if (math == Math::bf16) {
+    const __m512i first = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(low)));
+    const __m512i second =
+        _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(high)));
+    return _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
+  }
+  const __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse));
+  const __m512i second = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
+  return _mm512_mask_blend_epi16(0xaaaaaaaa, first, _mm512_slli_epi32(second, 16));
+}
+
+// A block of vectors that lie side by side: copied once, from rows far apart, then read twice.
+template <int kVectors>
+class Beside {
+ public:
+  // n vectors' numbers [0, depth), `step` apart.
+  Beside(const float* from, int64_t n, int64_t depth, int64_t step) {
+    constexpr int64_t kAhead = 24;  // rows fetched before their turn
+    Spread spread[kVectors];
+    for (Spread& s : spread) s = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int64_t k = 0; k < depth; ++k, from += step)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const __m512 x = _mm512_maskz_loadu_ps(below(n - v * kLanes), from + v * kLanes);
+        fetch(from + kAhead * step + v * kLanes);
+        _mm512_store_ps(numbers_ + k * kWidth + v * kLanes, x);
+        add(spread[v], x);
+      }
+    std::fill(numbers_ + depth * kWidth, std::end(numbers_), 0.0f);
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512 scale = scale_of(spread[v].most, spread[v].sum);
+      _mm512_store_ps(scales_ + v * kLanes, scale);
+      _mm512_store_ps(inverse_ + v * kLanes, _mm512_div_ps(_mm512_set1_ps(1), scale));
+    }
+  }
+
+  // Of `count` <= 16 vectors from `first` on: words [kPairs], pair_step apart; scales [count].
+  void write(Math math, int64_t first, int64_t count, int32_t* to, int64_t pair_step,
+             float* scales) const {
+    const __m512 inverse = _mm512_loadu_ps(inverse_ + first);
+    const float* from = numbers_ + first;
+    const __mmask16 wanted = below(count);
+    for (int64_t pair = 0; pair < kPairs; ++pair, from += 2 * kWidth, to += pair_step)
+      _mm512_mask_storeu_epi32(
+          to, wanted, paired(math, _mm512_loadu_ps(from), _mm512_loadu_ps(from + kWidth), inverse));
+    std::copy_n(scales_ + first, count, scales);
+  }
+
+ private:
+  static constexpr int64_t kWidth = kVectors * kLanes;
+  alignas(64) float numbers_[kBlock * kWidth + kLanes];  // whole vectors are read at any `first`
+  alignas(64) float scales_[kWidth];
+  alignas(64) float inverse_[kWidth + kLanes] = {};
+};
 
 int32_t* words(int16_t* numbers) { return reinterpret_cast<int32_t*>(numbers); }
 
 // The panel's columns are rows of the matrix.
 void pack_rows_as_panel(const Vectors& from, int64_t first, const Panels& to, int64_t block) {
-  alignas(64) int32_t pairs[kTileColumns][kPairs];
   const int64_t at = first / kTileColumns * to.blocks + block, k = block * kBlock;
-  const int64_t there = std::min(kTileColumns, from.count - first);
-  for (int64_t c = 0; c < kTileColumns; ++c) {
-    const float* row = from.data + (first + std::min(c, there - 1)) * from.vector + k;
-    const int64_t n = c < there ? std::min(kBlock, from.depth - k) : 0;
-    to.scales[at * kTileColumns + c] =
-        pack_block(to.math, row, n, k, reinterpret_cast<int16_t*>(pairs[c]), nullptr);
+  int32_t* panel = words(to.numbers) + at * kPairs * kTileColumns;
+  for (int64_t c = 0; c < kTileColumns; c += kLanes) {
+    Stack stack;
+    for (int64_t i = 0; i < kLanes; ++i) {
+      const int64_t vector = first + c + i;
+      const int64_t n = vector < from.count ? std::min(kBlock, from.depth - k) : 0;
+      stack.set(i, from.data + vector * from.vector + k, n);
+    }
+    stack.measure();
+    stack.write(to.math, kLanes, panel + c, kTileColumns, to.scales + at * kTileColumns + c);
   }
-  transpose(pairs[0], kPairs, kTileColumns, kPairs, words(to.numbers) + at * kPairs * kTileColumns,
-            kTileColumns);
 }
 
 void pack_columns_as_panel(const Vectors& from, int64_t first, const Panels& to, int64_t block) {
   const int64_t at = first / kTileColumns * to.blocks + block, k = block * kBlock;
-  for (int64_t c = 0; c < kTileColumns; c += kLanes) {
-    const int64_t n = std::clamp<int64_t>(from.count - first - c, 0, kLanes);
-    float scales[kLanes] = {};
-    pack_beside(to.math, from.data + k * from.number + first + (n ? c : 0), n,
-                std::min(kBlock, from.depth - k), from.number,
-                words(to.numbers) + at * kPairs * kTileColumns + c, kTileColumns, scales);
-    std::copy_n(scales, kLanes, to.scales + at * kTileColumns + c);
-  }
+  const Beside<kTileColumns / kLanes> numbers(from.data + k * from.number + first,
+                                              from.count - first, std::min(kBlock, from.depth - k),
+                                              from.number);
+  int32_t* panel = words(to.numbers) + at * kPairs * kTileColumns;
+  for (int64_t c = 0; c < kTileColumns; c += kLanes)
+    numbers.write(to.math, c, kLanes, panel + c, kTileColumns, to.scales + at * kTileColumns + c);
 }
 
 using Sums = __m512i[kTileRows][2];  // int32, or f32 of bf16
@@ -233,7 +365,7 @@ template <Math math>
                                              Sums& sums) {
   constexpr int64_t kAhead = 16 * 2 * kTileColumns;  // fetched into the L1 cache before its turn
   const int32_t* left = reinterpret_cast<const int32_t*>(a);
-  for (int64_t pair = 0; pair < kPairs; ++pair, ++left, b += 2 * kTileColumns) {
+  for (int64_t pair = 0; pair < kPairs; ++pair, left += kTileRows, b += 2 * kTileColumns) {
     const __m512i right[2] = {_mm512_loadu_si512(b), _mm512_loadu_si512(b + kTileColumns)};
     _mm_prefetch(reinterpret_cast<const char*>(b + kAhead), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(b + kAhead + kTileColumns), _MM_HINT_T0);
@@ -241,7 +373,7 @@ template <Math math>
     later += kLater;
 #pragma GCC unroll 12
     for (int64_t r = 0; r < kTileRows; ++r) {
-      const __m512i value = _mm512_set1_epi32(left[r * kPairs]);
+      const __m512i value = _mm512_set1_epi32(left[r]);
       add_products<math>(sums[r][0], value, right[0]);
       add_products<math>(sums[r][1], value, right[1]);
     }
@@ -297,34 +429,35 @@ void add_outlier(float value, int64_t k, const int16_t* panel, const float* scal
 }  // namespace
 
 void pack_tile(const ProductRows& from, int64_t rows, int64_t first, const Rows& to) {
-  for (int64_t r = 0; r < kTileRows; ++r) {
-    Outliers& outliers = to.outliers[first + r];
-    outliers.count = 0;
-    const float* row = from.data + (first + r) * from.step;
-    const int64_t there = first + r < rows ? std::clamp<int64_t>(from.end - row, 0, from.depth) : 0;
-    for (int64_t block = 0; block < to.blocks; ++block) {
-      const int64_t k = block * kBlock,
-                    at = (first / kTileRows * to.blocks + block) * kTileRows + r;
-      const int64_t n = std::clamp<int64_t>(there - k, 0, kBlock);
-      to.scales[at] =
-          pack_block(to.math, n ? row + k : from.data, n, k, to.numbers + at * kBlock, &outliers);
+  Outliers* outliers = to.outliers + first;
+  for (int64_t r = 0; r < kTileRows; ++r) outliers[r].count = 0;
+  for (int64_t block = 0; block < to.blocks; ++block) {
+    const int64_t k = block * kBlock, at = (first / kTileRows * to.blocks + block) * kTileRows;
+    Stack stack;
+    for (int64_t r = 0; r < kLanes; ++r) {
+      const float* row = from.data + (first + r) * from.step + k;
+      const int64_t depth = std::min(kBlock, from.depth - k);
+      const bool there = r < kTileRows && first + r < rows;
+      stack.set(r, row, there ? std::clamp<int64_t>(from.end - row, 0, depth) : 0);
     }
+    stack.measure();
+    if (to.math == Math::fast16) stack.take_outliers(kTileRows, k, outliers);
+    stack.write(to.math, kTileRows, words(to.numbers + at * kBlock), kTileRows, to.scales + at);
   }
 }
 
-void pack_tile(const Vectors& from, int64_t first, const Rows& to) {
-  const int64_t n = std::min(kTileRows, from.count - first);
-  for (int64_t r = 0; r < kTileRows; ++r) to.outliers[first + r].count = 0;
+void pack_tiles(const Vectors& from, int64_t first, const Rows& to) {
+  const int64_t count = std::min(kTogether, from.count - first);
+  for (int64_t r = 0; r < whole(count, kTileRows); ++r) to.outliers[first + r].count = 0;
   for (int64_t block = 0; block < to.blocks; ++block) {
-    alignas(64) int32_t pairs[kPairs][kLanes];
-    alignas(64) int32_t turned[kLanes][kPairs];
-    const int64_t k = block * kBlock, at = (first / kTileRows * to.blocks + block) * kTileRows;
-    float scales[kLanes] = {};
-    pack_beside(to.math, from.data + k * from.number + first, n, std::min(kBlock, from.depth - k),
-                from.number, pairs[0], kLanes, scales);
-    transpose(pairs[0], kLanes, kPairs, kTileRows, turned[0], kPairs);
-    std::memcpy(to.numbers + at * kBlock, turned, kTileRows * kBlock * sizeof(int16_t));
-    std::copy_n(scales, kTileRows, to.scales + at);
+    const int64_t k = block * kBlock;
+    const Beside<kTogether / kLanes> numbers(from.data + k * from.number + first, count,
+                                             std::min(kBlock, from.depth - k), from.number);
+    for (int64_t r = 0; r < count; r += kTileRows) {
+      const int64_t at = ((first + r) / kTileRows * to.blocks + block) * kTileRows;
+      numbers.write(to.math, r, kTileRows, words(to.numbers + at * kBlock), kTileRows,
+                    to.scales + at);
+    }
   }
 }
 
@@ -357,7 +490,7 @@ void multiply(const Rows& rows, int64_t first, const Panels& panels, int64_t col
 
 bool available(Math) { return false; }
 void pack_tile(const ProductRows&, int64_t, int64_t, const Rows&) {}
-void pack_tile(const Vectors&, int64_t, const Rows&) {}
+void pack_tiles(const Vectors&, int64_t, const Rows&) {}
 void pack_panel(const Vectors&, int64_t, const Panels&) {}
 void multiply(const Rows&, int64_t, const Panels&, int64_t, float*, int64_t) {}
 

@@ -33,7 +33,7 @@ struct Outliers {
   float value[kMost];
 };
 struct Rows {
-  int16_t* numbers = nullptr;    // [tiles][blocks][kTileRows][kBlock]
+  int16_t* numbers = nullptr;    // [tiles][blocks][kBlock / 2][kTileRows][2]
   float* scales = nullptr;       // [tiles][blocks][kTileRows]
   Outliers* outliers = nullptr;  // [tiles * kTileRows]
   int64_t blocks = 0;
@@ -66,7 +66,9 @@ struct Vectors {
 
 // The tile from row first on, zeros for rows that are none.
 void pack_tile(const ProductRows& from, int64_t rows, int64_t first, const Rows& to);
-void pack_tile(const Vectors& from, int64_t first, const Rows& to);  // number > 1; no outliers
+// The tiles of kTogether rows that lie side by side (vector == 1); no outliers.
+constexpr int64_t kTogether = 4 * kTileRows;
+void pack_tiles(const Vectors& from, int64_t first, const Rows& to);
 // The panel from column first on.
 void pack_panel(const Vectors& from, int64_t first, const Panels& to);
 
