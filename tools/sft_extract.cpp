@@ -5,6 +5,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 
 #include "engine/audio/decode.h"
 #include "engine/cpu/isa.h"
@@ -14,6 +15,7 @@
 #include "engine/io/directory.h"
 #include "engine/memory.h"
 #include "models/extract.h"
+#include "models/windows.h"
 #include "tools/device_options.h"
 #include "train/corpus.h"
 #include "train/loader.h"
@@ -104,16 +106,88 @@ Inputs collect(const std::vector<std::string>& names, int64_t min_samples) {
   return inputs;
 }
 
+// ---- windows
+
+// What is computed at once: a row, or a window of one.
+struct Piece {
+  uint32_t row = 0;  // of the inputs
+  std::optional<Window> window = {};
+  int64_t samples = 0;  // of the whole row, where this is a window
+};
+struct Pieces {
+  Manifest rows;  // as the loader and the plan take them, one a piece
+  std::vector<Piece> of;
+};
+
+struct WindowOptions {
+  std::optional<double> window, overlap;  // seconds
+  static constexpr double kOverlap = 2;   // by default: twice what a positional convolution sees
+
+  void check(const Config& config) const {
+    if (overlap && !window) fail(Kind::usage, Hint{"add --window SECONDS"}, "--overlap: of what");
+    if (!window) return;
+    constexpr double kMost = 24 * 3600;
+    if (!(*window > 0 && *window <= kMost))
+      fail(Kind::usage, "--window {}: expected seconds, up to {:.0f}", *window, kMost);
+    if (!(shared() >= 0 && shared() < *window))
+      fail(Kind::usage, "--overlap {}: expected seconds, fewer than --window {}", shared(),
+           *window);
+    if (config.frames(samples(*window)) <= samples(shared()) / config.hop() + 1)
+      fail(Kind::usage, Hint{"a window of some seconds"},
+           "--window {} --overlap {}: no frame is left of a window", *window, shared());
+  }
+  double shared() const { return overlap.value_or(std::min(kOverlap, *window / 2)); }
+  static int64_t samples(double seconds) { return std::llround(seconds * kSampleRate); }
+};
+
+// Decoding gives at least the samples of a window, whatever the rate of the file.
+constexpr double kMargin = 0.01;  // seconds
+
+void add_windows(Pieces& pieces, uint32_t r, const Utterance& row, const Config& config,
+                 const WindowOptions& options) {
+  const bool cut = row.start > 0 || std::isfinite(row.end);
+  const int64_t samples =
+      cut ? WindowOptions::samples(row.seconds) : samples_at_16k(probe_audio(row.file));
+  const int64_t length = WindowOptions::samples(*options.window);
+  if (config.frames(samples) <= config.frames(length)) {
+    pieces.rows.rows.push_back(row), pieces.of.push_back({r});
+    return;
+  }
+  for (const Window& window :
+       windows_of(config, samples, length, WindowOptions::samples(options.shared()))) {
+    Utterance part = row;
+    part.seconds = static_cast<double>(window.samples) / kSampleRate;
+    part.start = row.start + static_cast<double>(window.first_sample) / kSampleRate;
+    part.end = std::min(part.start + part.seconds + kMargin, row.end);
+    pieces.rows.rows.push_back(std::move(part)), pieces.of.push_back({r, window, samples});
+  }
+}
+
+Pieces pieces_of(const Inputs& inputs, const Config& config, const WindowOptions& options) {
+  Pieces pieces;
+  pieces.rows.name = inputs.rows.name, pieces.rows.columns = inputs.rows.columns;
+  for (uint32_t r = 0; r < inputs.rows.rows.size(); ++r) {
+    const Utterance& row = inputs.rows.rows[r];
+    if (options.window && row.seconds > *options.window) {
+      add_windows(pieces, r, row, config, options);
+    } else {
+      pieces.rows.rows.push_back(row), pieces.of.push_back({r});
+    }
+  }
+  return pieces;
+}
+
 // ---- batches
 
-using Batch = std::vector<uint32_t>;  // rows
+using Batch = std::vector<uint32_t>;  // pieces
 
 int32_t samples_of(const Utterance& row, const Config& config) {
   return static_cast<int32_t>(
       std::max<int64_t>(std::llround(row.seconds * kSampleRate), config.min_samples()));
 }
 
-// Neighbours in length, the longest first: what needs most memory fails first.
+// Neighbours in length, the longest first: what needs most memory fails first. Windows are the
+// longest, and stay in order.
 std::vector<Batch> plan(const Manifest& rows, const Config& config, int64_t most) {
   Batch order(rows.rows.size());
   std::iota(order.begin(), order.end(), 0u);
@@ -174,7 +248,9 @@ MemoryPlan plan_memory(Extractor& extractor, const ModelFile& model, const Manif
     batches = plan(rows, model.config, frames / 2);
   }
   const double longest = static_cast<double>(extractor.longest(most, available - beside));
-  fail(Kind::resource, Hint{"cut long files: a manifest with the columns start and end"},
+  fail(Kind::resource,
+       Hint{"--window 30 computes long files piece by piece (docs/sft-extract.md says what that "
+            "changes); a manifest with the columns start and end cuts them"},
        "{:.1f} s of audio in one file need {:.1f} GiB of {}memory, {:.1f} GiB are free: enough for "
        "{:.1f} s",
        static_cast<double>(most) / kSampleRate, gib(memory.batch + beside), gpu ? "device " : "",
@@ -197,26 +273,47 @@ struct Output {
     return paths;
   }
 
-  void write(const std::string& stem, const Extractor& extractor, int b) const {
-    make_directory(format == "npy" ? folder + "/" + stem : folder);
-    if (format == "safetensors") return write_safetensors(paths(stem)[0], extractor, b);
-    const std::vector<std::string> files = paths(stem);
-    for (size_t i = 0; i < files.size(); ++i) write_npy(files[i], extractor.state(i, b), existing);
-  }
-
- private:
-  void write_safetensors(const std::string& path, const Extractor& extractor, int b) const {
-    std::vector<TensorSpec> specs;
-    std::map<std::string_view, size_t> position;
-    for (size_t i = 0; i < names.size(); ++i) {
-      specs.push_back({names[i], extractor.state(i, b).shape, Dtype::f32});
-      position[names[i]] = i;
+  // The files of an utterance of so many frames.
+  class States {
+   public:
+    States(const Output& output, const std::string& stem, int64_t frames,
+           const Extractor& extractor) {
+      const auto shape = [&](size_t i) { return Shape{frames, extractor.state(i, 0).width()}; };
+      make_directory(output.format == "npy" ? output.folder + "/" + stem : output.folder);
+      const std::vector<std::string> paths = output.paths(stem);
+      if (output.format == "npy") {
+        for (size_t i = 0; i < paths.size(); ++i) {
+          writers_.push_back(create_npy(paths[i], shape(i), output.existing));
+          at_.push_back({i, 0});
+        }
+        return;
+      }
+      std::vector<TensorSpec> specs;
+      for (size_t i = 0; i < output.names.size(); ++i)
+        specs.push_back({output.names[i], shape(i), Dtype::f32});
+      writers_.push_back(create_safetensors(paths[0], output.metadata, specs, output.existing));
+      const std::vector<TensorSpec>& order = writers_[0].tensors();
+      for (const std::string& name : output.names) {
+        const auto found = std::find_if(order.begin(), order.end(),
+                                        [&](const TensorSpec& spec) { return spec.name == name; });
+        at_.push_back({0, static_cast<size_t>(found - order.begin())});
+      }
     }
-    TensorWriter writer = create_safetensors(path, metadata, specs, existing);
-    for (const TensorSpec& spec : writer.tensors())
-      writer.write(spec.name, extractor.state(position[spec.name], b));
-    writer.finish();
-  }
+    // Rows of state i, as in Extractor::states(), from row `first` of the file on.
+    void place(size_t i, int64_t first, const Tensor& rows) {
+      const auto row_bytes = static_cast<uint64_t>(rows.width()) * sizeof(float);
+      writers_[at_[i].first].place(
+          at_[i].second, static_cast<uint64_t>(first) * row_bytes,
+          std::as_bytes(std::span(rows.f32(), static_cast<size_t>(rows.count()))));
+    }
+    void finish() {
+      for (TensorWriter& writer : writers_) writer.finish();
+    }
+
+   private:
+    std::vector<TensorWriter> writers_;
+    std::vector<std::pair<size_t, size_t>> at_;  // of each state: writer, and tensor in it
+  };
 };
 
 // ---- the work
@@ -230,21 +327,22 @@ struct Report {
 
 class Extraction {
  public:
-  Extraction(const Inputs& inputs, const Config& config, Extractor& extractor, const Output& output)
-      : inputs_(inputs), config_(config), extractor_(extractor), output_(output) {}
+  Extraction(const Inputs& inputs, const Pieces& pieces, const Config& config, Extractor& extractor,
+             const Output& output)
+      : inputs_(inputs), pieces_(pieces), config_(config), extractor_(extractor), output_(output) {}
 
   Report run(const std::vector<Batch>& batches, Progress& progress) {
     const auto start = std::chrono::steady_clock::now();
-    AudioLoader loader(inputs_.rows, kDecodeThreads, 0);
+    AudioLoader loader(pieces_.rows, kDecodeThreads, 0);
     double total = 0, done = 0;
-    for (const Utterance& row : inputs_.rows.rows) total += row.seconds;
+    for (const Utterance& row : pieces_.rows.rows) total += row.seconds;
     for (size_t i = 0; i < batches.size(); ++i) {
       loader.prefetch(batches[i]);
       if (i + 1 < batches.size()) loader.prefetch(batches[i + 1]);
       run(batches[i], loader);
       for (uint32_t row : batches[i]) {
         loader.release(row);
-        done += inputs_.rows.rows[row].seconds;
+        done += pieces_.rows.rows[row].seconds;
       }
       progress.update(done, total);
     }
@@ -256,21 +354,65 @@ class Extraction {
  private:
   void run(const Batch& batch, AudioLoader& loader) {
     std::vector<std::span<const float>> waves;
-    Batch rows;
-    for (uint32_t row : batch) {
-      const std::span<const float> wave = loader.get(row);
-      if (!long_enough(row, wave)) continue;
+    std::vector<const Piece*> pieces;
+    ends_.clear();
+    for (uint32_t p : batch) {
+      const Piece& piece = pieces_.of[p];
+      std::span<const float> wave = loader.get(p);
+      if (piece.window) wave = exactly(*piece.window, wave, inputs_.rows.rows[piece.row]);
+      if (!long_enough(piece.row, wave)) continue;
       waves.push_back(wave);
-      rows.push_back(row);
+      pieces.push_back(&piece);
     }
     if (waves.empty()) return;
     extractor_.run(waves);
-    for (size_t b = 0; b < rows.size(); ++b) {
-      output_.write(inputs_.rows.rows[rows[b]].id, extractor_, static_cast<int>(b));
-      ++report_.utterances;
-      report_.frames += extractor_.frames(static_cast<int>(b));
-      report_.audio_seconds += static_cast<double>(waves[b].size()) / kSampleRate;
-    }
+    for (size_t b = 0; b < pieces.size(); ++b)
+      if (pieces[b]->window)
+        write_window(*pieces[b], static_cast<int>(b));
+      else
+        write(pieces[b]->row, static_cast<int64_t>(waves[b].size()), static_cast<int>(b));
+  }
+
+  void write(uint32_t row, int64_t samples, int b) {
+    const int64_t frames = extractor_.frames(b);
+    Output::States states(output_, inputs_.rows.rows[row].id, frames, extractor_);
+    for (size_t i = 0; i < output_.names.size(); ++i) states.place(i, 0, extractor_.state(i, b));
+    states.finish();
+    count(frames, samples);
+  }
+
+  // Those of an utterance come one after the other.
+  void write_window(const Piece& piece, int b) {
+    const Window& window = *piece.window;
+    const int64_t frames = config_.frames(piece.samples);
+    if (window.first_frame == 0)
+      states_.emplace(output_, inputs_.rows.rows[piece.row].id, frames, extractor_);
+    for (size_t i = 0; i < output_.names.size(); ++i)
+      states_->place(i, window.first_frame, extractor_.state(i, b).slice(window.skip, window.keep));
+    if (window.first_frame + window.keep < frames) return;
+    states_->finish();
+    states_.reset();
+    count(frames, piece.samples);
+  }
+
+  void count(int64_t frames, int64_t samples) {
+    ++report_.utterances;
+    report_.frames += frames;
+    report_.audio_seconds += static_cast<double>(samples) / kSampleRate;
+  }
+
+  // The samples of a window. Resampled parts of a file may end a sample earlier than the whole.
+  std::span<const float> exactly(const Window& window, std::span<const float> wave,
+                                 const Utterance& row) {
+    const auto wanted = static_cast<size_t>(window.samples);
+    if (wave.size() >= wanted) return wave.first(wanted);
+    constexpr size_t kLacking = 16;
+    if (wave.size() + kLacking < wanted)
+      fail(Kind::input, "{}: ends {} samples before the length it declares", printable(row.file),
+           wanted - wave.size());
+    std::vector<float>& whole = ends_.emplace_back(wave.begin(), wave.end());
+    whole.resize(wanted);
+    return whole;
   }
 
   bool long_enough(uint32_t row, std::span<const float> wave) {
@@ -284,9 +426,12 @@ class Extraction {
   }
 
   const Inputs& inputs_;
+  const Pieces& pieces_;
   const Config& config_;
   Extractor& extractor_;
   const Output& output_;
+  std::optional<Output::States> states_;  // of an utterance whose windows are on their way
+  std::vector<std::vector<float>> ends_;  // of this batch: windows, with what they lacked
   Report report_;
 };
 
@@ -312,6 +457,7 @@ void print(const Report& r, const std::string& id, bool json) {
 struct Arguments {
   std::string model, states = "last", format = "safetensors", output;
   DeviceOptions device;
+  WindowOptions windows;
   std::vector<std::string> audio;
   bool force = false;
 
@@ -324,6 +470,10 @@ struct Arguments {
     cli.option("--states", states, "all, last, or numbers: 0,6,12");
     cli.choice("--format", format, {"safetensors", "npy"}, "of the output");
     cli.option("-o,--output", output, "folder for STEM.safetensors, or STEM/hidden.N.npy");
+    cli.option(
+        "--window", windows.window,
+        "compute longer audio in windows of so many seconds: another result, in bounded memory");
+    cli.option("--overlap", windows.overlap, "seconds that two windows share (2)");
     device.add_to(cli);
     cli.flag("--force", force, "replace files that are there");
     cli.parse();
@@ -345,7 +495,9 @@ void extract(Cli& cli, const Arguments& arguments) {
       open_device(arguments.device.device, arguments.device.chosen());
   const ModelFile model = open_model(arguments.model);
   const std::vector<int> states = parse_states(arguments.states, model.config);
+  arguments.windows.check(model.config);
   const Inputs inputs = collect(arguments.audio, model.config.min_samples());
+  const Pieces pieces = pieces_of(inputs, model.config, arguments.windows);
   Output output = arguments.make_output(states);
   for (const Utterance& row : inputs.rows.rows)
     for (const std::string& path : output.paths(row.id)) check_destination(path, output.existing);
@@ -354,16 +506,17 @@ void extract(Cli& cli, const Arguments& arguments) {
   cli.say("{}", loaded_text(model, id));
   for (const std::string& remark : model.remarks) cli.say("{}", remark);
 
-  std::vector<Batch> batches = plan(inputs.rows, model.config, batch_frames(gpu.get()));
+  std::vector<Batch> batches = plan(pieces.rows, model.config, batch_frames(gpu.get()));
   Extractor extractor(
       model, states,
       {.once = batches.size() == 1, .gpu = gpu.get(), .math = arguments.device.chosen()});
-  const MemoryPlan memory = plan_memory(extractor, model, inputs.rows, batches, gpu.get());
+  const MemoryPlan memory = plan_memory(extractor, model, pieces.rows, batches, gpu.get());
   cli.say("memory: {:.0f} MiB (program and model file {:.0f}, batch {:.0f}, audio {:.0f})",
           mib(memory.total()), mib(memory.process), mib(memory.batch), mib(memory.audio));
   Progress progress(cli);
   progress.phase("extract", "audio-s");
-  Report report = Extraction(inputs, model.config, extractor, output).run(batches, progress);
+  Report report =
+      Extraction(inputs, pieces, model.config, extractor, output).run(batches, progress);
   progress.finish();
   report.planned_bytes = memory.total();
   if (!gpu) {

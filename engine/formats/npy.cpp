@@ -4,13 +4,12 @@
 
 namespace sft {
 
-void write_npy(const std::string& path, const Tensor& tensor, Existing existing) {
-  CHECK(tensor.dtype == Dtype::f32, "{}: npy of {} (only f32)", path, tensor.dtype);
-  std::string shape;
-  for (int64_t dim : tensor.shape.dims()) shape += fmt::format("{}, ", dim);
-  if (tensor.shape.rank() > 1) shape.resize(shape.size() - 2);
+TensorWriter create_npy(const std::string& path, const Shape& shape, Existing existing) {
+  std::string dims;
+  for (int64_t dim : shape.dims()) dims += fmt::format("{}, ", dim);
+  if (shape.rank() > 1) dims.resize(dims.size() - 2);
   std::string head =
-      fmt::format("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", shape);
+      fmt::format("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", dims);
   constexpr size_t kFixed = 10;  // magic, version, length
   head.resize((kFixed + head.size() + 1 + 63) / 64 * 64 - kFixed - 1, ' ');
   head += '\n';
@@ -20,14 +19,19 @@ void write_npy(const std::string& path, const Tensor& tensor, Existing existing)
                                    static_cast<char>(head.size() >> 8)};
   file.write(std::string_view(length.data(), 2));
   file.write(head);
-  if (tensor.dense()) {
-    file.write(std::as_bytes(std::span(tensor.f32(), static_cast<size_t>(tensor.count()))));
-  } else {
-    const auto width = static_cast<size_t>(tensor.width());
+  return TensorWriter(std::move(file), {{"npy", shape, Dtype::f32}}, 1);
+}
+
+void write_npy(const std::string& path, const Tensor& tensor, Existing existing) {
+  CHECK(tensor.dtype == Dtype::f32, "{}: npy of {} (only f32)", path, tensor.dtype);
+  TensorWriter writer = create_npy(path, tensor.shape, existing);
+  const auto width = static_cast<size_t>(tensor.width());
+  if (tensor.dense())
+    writer.append(std::as_bytes(std::span(tensor.f32(), static_cast<size_t>(tensor.count()))));
+  else
     for (int64_t r = 0; r < tensor.rows(); ++r)
-      file.write(std::as_bytes(std::span(tensor.row(r), width)));
-  }
-  file.commit();
+      writer.append(std::as_bytes(std::span(tensor.row(r), width)));
+  writer.finish();
 }
 
 }  // namespace sft

@@ -3,12 +3,15 @@
 
 #include <string>
 
-#include "engine/io/file.h"
-#include "engine/tensor.h"
+#include "engine/formats/tensor_file.h"
 
 namespace sft {
 
-// f32, C order; rows may be strided.
+// Of f32 in C order: writes the head; the writer's one tensor is named "npy".
+TensorWriter create_npy(const std::string& path, const Shape& shape,
+                        Existing existing = Existing::refuse);
+
+// The same at once; rows may be strided.
 void write_npy(const std::string& path, const Tensor& tensor, Existing existing = Existing::refuse);
 
 }  // namespace sft

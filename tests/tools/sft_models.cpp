@@ -25,9 +25,9 @@ namespace {
 
 std::string folder_of(const std::string& name) { return test::golden("models/" + name); }
 
-void write_audio(const std::string& path, const std::vector<float>& samples, int channels = 1) {
-  SF_INFO info{
-      .samplerate = 16000, .channels = channels, .format = SF_FORMAT_WAV | SF_FORMAT_FLOAT};
+void write_audio(const std::string& path, const std::vector<float>& samples, int channels = 1,
+                 int rate = 16000) {
+  SF_INFO info{.samplerate = rate, .channels = channels, .format = SF_FORMAT_WAV | SF_FORMAT_FLOAT};
   SNDFILE* file = sf_open(path.c_str(), SFM_WRITE, &info);
   REQUIRE(file != nullptr);
   for (float x : samples) {
@@ -267,6 +267,101 @@ TEST_CASE("sft-extract: the peak of memory is what the plan said") {
   INFO(o.err);
   REQUIRE(o.code == 0);
   test::expect_as_planned(o);
+}
+
+// Without statistics over the whole utterance state 0 of a frame looks no further than the
+// positional convolution does, so far from borders it is that of the whole file.
+TEST_CASE("sft-extract: windows give each frame of the whole file, in its place") {
+  if (test::absent("sft-extract") || test::absent("sft-init")) return;
+  const test::TemporaryFolder folder;
+  const std::string model = folder / "m.gguf", wav = folder / "long.wav";
+  REQUIRE(run_program("sft-init", {"hubert-tiny", "--set", "hubert.conv.norm=layer", "--set",
+                                   "hubert.conv.bias=true", "--set", "hubert.pos_conv.kernel=16",
+                                   "--set", "hubert.input.normalize=false", "-o", model})
+              .code == 0);
+  write_audio(wav, test::golden_signal(1, 100'000));
+  write_audio(folder / "short.wav", test::golden_signal(2, 30'000));
+  const auto extract = [&](const std::string& name, std::vector<std::string> more) {
+    more.insert(more.begin(), {model, wav, folder / "short.wav", "--states", "0,4", "-o",
+                               folder / name, "--json"});
+    const Outcome o = run_program("sft-extract", more);
+    EXPECT_MESSAGE(o.code == 0, o.err);
+    return Json::parse(o.out);
+  };
+  const auto values = [&](const std::string& path) {
+    const TensorFile file = open_safetensors(folder / path);
+    const TensorInfo& info = file.at("hidden.0");
+    std::vector<float> all(static_cast<size_t>(info.shape.count()));
+    file.read_f32(info, all);
+    return all;
+  };
+  const Json whole = extract("whole", {});
+  EXPECT(whole.at("frames") == 312 + 93);
+  const Json windows = extract("windows", {"--window", "2", "--overlap", "0.4"});
+  for (const char* same : {"frames", "utterances", "audio_seconds"})
+    EXPECT(windows.at(same) == whole.at(same));
+  EXPECT(values("windows/short.safetensors") == values("whole/short.safetensors"));
+  const std::vector<float> a = values("whole/long.safetensors"),
+                           b = values("windows/long.safetensors");
+  REQUIRE(a.size() == b.size());
+  EXPECT(test::relative_error(b.data(), a.data(), std::ssize(a)) < 1e-5);
+  // without shared frames those at borders differ
+  extract("apart", {"--window", "2", "--overlap", "0"});
+  const std::vector<float> c = values("apart/long.safetensors");
+  REQUIRE(a.size() == c.size());
+  EXPECT(test::relative_error(c.data(), a.data(), std::ssize(a)) > 1e-3);
+  extract("npy", {"--window", "2", "--overlap", "0.4", "--format", "npy"});
+  const std::string npy = read_text(folder / "npy/long/hidden.0.npy");
+  EXPECT(npy.substr(128) == std::string(reinterpret_cast<const char*>(b.data()), 4 * b.size()));
+}
+
+TEST_CASE("sft-extract: windows of any rate, of cuts; memory does not grow with the file") {
+  if (test::absent("sft-extract") || test::sanitized()) return;
+  const test::TemporaryFolder folder;
+  const std::string model = folder_of("hubert-group");
+  std::ofstream manifest(folder / "m.tsv");
+  manifest << "id\tpath\tseconds\tstart\tend\n";
+  for (const int rate : {8000, 44100}) {
+    write_audio(folder / fmt::format("{}.wav", rate), test::golden_signal(1, 9 * rate + 7), 1,
+                rate);
+    manifest << rate << '\t' << rate << ".wav\t9\t-\t-\n"
+             << "cut" << rate << '\t' << rate << ".wav\t7.123\t0.5\t7.623\n";
+  }
+  manifest.close();
+  const Outcome o = run_program(
+      "sft-extract", {model, folder / "m.tsv", "--window", "2.5", "-o", folder / "out", "--json"});
+  EXPECT_MESSAGE(o.code == 0, o.err);
+  EXPECT(Json::parse(o.out).at("frames") == 449 + 449 + 355 + 355);
+
+  write_audio(folder / "long.wav", test::golden_signal(3, 16'000 * 300));
+  const auto planned = [&](std::vector<std::string> more) {
+    more.insert(more.begin(),
+                {model, folder / "long.wav", "-o", folder / "long", "--force", "--json"});
+    const Outcome run = run_program("sft-extract", more);
+    EXPECT_MESSAGE(run.code == 0, run.err);
+    const Json report = Json::parse(run.out);
+    const int64_t bytes = report.at("planned_bytes");
+    EXPECT(report.at("peak_bytes").get<int64_t>() < bytes * 11 / 10);
+    return bytes;
+  };
+  EXPECT(planned({"--window", "10"}) < planned({}) - (20 << 20));
+}
+
+TEST_CASE("sft-extract: windows that are none") {
+  if (test::absent("sft-extract")) return;
+  const test::TemporaryFolder folder;
+  write_audio(folder / "a.wav", test::golden_signal(1, 4000));
+  const auto refuses = [&](std::vector<std::string> arguments, const std::string& part) {
+    arguments.insert(arguments.begin(), {folder_of("hubert-group"), folder / "a.wav"});
+    arguments.insert(arguments.end(), {"-o", folder / "out"});
+    expect_failure(run_program("sft-extract", arguments), 2, part);
+  };
+  refuses({"--overlap", "1"}, "--overlap: of what\nhint: add --window SECONDS");
+  refuses({"--window", "0"}, "--window 0: expected seconds");
+  refuses({"--window", "nan"}, "--window");
+  refuses({"--window", "2", "--overlap", "2"}, "--overlap 2: expected seconds, fewer than");
+  refuses({"--window", "2", "--overlap", "-1"}, "--overlap -1: expected seconds");
+  refuses({"--window", "0.03", "--overlap", "0.02"}, "no frame is left of a window");
 }
 
 TEST_CASE("sft-extract: what cannot be extracted") {
