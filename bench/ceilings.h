@@ -4,7 +4,9 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "bench/spread.h"
 #include "engine/cuda/runtime.h"
 #include "engine/math.h"
 
@@ -18,6 +20,13 @@ struct DeviceCeilings {
   double copy = 0;           // bytes/s within its memory, what is read and what is written counted
 };
 
+// Rates of all threads at moments of a run, before, between and after what was timed. On a machine
+// whose processors others use too they say what could be had then.
+struct Moments {
+  Spread fma, tile;  // FLOP/s of fused multiply-adds in registers, and of Ceilings::tile()
+  Spread tile_busy;  // of the tile, per second of processor time in place of the clock's
+};
+
 struct Ceilings {
   double fma_one = 0;       // fp32 FLOP/s of the instruction set in use, one thread
   double fma_all = 0;       // ... and all threads of the pool
@@ -25,11 +34,28 @@ struct Ceilings {
   double copy = 0;          // bytes/s, what is read and what is written counted, all threads
   Math math = Math::exact;  // of the run
   double narrow_all = 0;    // OP/s of its 16-bit products, all threads; 0: of exact
+  double f32_tile_all =
+      0;  // FLOP/s of a tile of f32 products that stays in the L1 cache, all threads
+  Moments moments = {};
   std::optional<DeviceCeilings> device = {};
 
   // What the kernels of this run are measured against: the device's, if there is one.
   double arithmetic() const;
   double bandwidth() const;
+  // Of a tile of this run's products, on the CPU.
+  double tile() const { return narrow_all > 0 ? narrow_all : f32_tile_all; }
+};
+
+// Collects them; the best of them all replaces a ceiling below it.
+class MomentProbe {
+ public:
+  explicit MomentProbe(Ceilings& of) : ceilings_(of) {}
+  void operator()();  // 40 ms
+  void settle();      // into the ceilings
+
+ private:
+  Ceilings& ceilings_;
+  std::vector<double> fma_, tile_, tile_busy_;
 };
 
 // About a second. Buffers of 256 MiB in all; a cache that holds them gives its own rate.

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 
+#include "bench/random_weights.h"
 #include "engine/memory.h"
 #include "engine/rng.h"
 #include "engine/step_memory.h"
@@ -34,36 +35,6 @@ Config with_head(Config config, const Workload& workload) {
   for (int i = 0; i < kUnits; ++i) config.task.units.push_back(fmt::format("{}", i));
   return config;
 }
-
-// Weights of the size that initialisation gives, from a small pool of random numbers: drawing each
-// would take seconds, and none of the arithmetic depends on them.
-class RandomWeights {
- public:
-  explicit RandomWeights(uint64_t seed) : pool_(1 << 16) {
-    Draws draws(seed, 0, 0, fnv1a("bench.weights"));
-    for (float& x : pool_) x = static_cast<float>(draws.normal());
-  }
-  void add(TensorMap& to, const std::vector<TensorSpec>& specs) {
-    for (const TensorSpec& spec : specs) {
-      std::vector<float> values(spec.shape.count(), 1.0f);
-      if (!spec.name.ends_with("norm.weight") && !spec.name.ends_with("weight_g") &&
-          !spec.name.ends_with("rel_gate.scale"))
-        fill(spec, values);
-      to.add_owned(spec.name, spec.shape, std::move(values));
-    }
-  }
-
- private:
-  void fill(const TensorSpec& spec, std::vector<float>& values) {
-    const double fan_in =
-        static_cast<double>(spec.shape.count()) / static_cast<double>(spec.shape[0]);
-    const auto scale = static_cast<float>(spec.shape.rank() > 1 ? 1 / std::sqrt(fan_in) : 0.01);
-    for (float& x : values) x = scale * pool_[next_++ % pool_.size()];
-    next_ += 12345;  // no two tensors alike
-  }
-  std::vector<float> pool_;
-  size_t next_ = 0;
-};
 
 // Seconds per step of each profiled op, over the timed steps.
 class Kernels {
@@ -140,6 +111,8 @@ class ModelBench {
         memory_(workload.gpu) {
     bind(workload.seed);
     make_batch(utterance_seconds(workload), workload.seed);
+    check_memory();
+    make_audio(utterance_seconds(workload), workload.seed);
     if (workload.head.ends_with("+cached")) keep_features();
     open(/*dry=*/true);
     step();
@@ -208,9 +181,7 @@ class ModelBench {
     for (size_t b = 0; b < seconds.size(); ++b) {
       lengths.push_back(seconds[b] * kRate);
       utterances.push_back(static_cast<int32_t>(b));
-      Draws sound(seed, static_cast<uint32_t>(b), 0, fnv1a("bench.audio"));
-      std::vector<float>& wave = waves_.emplace_back(lengths.back());
-      for (float& x : wave) x = static_cast<float>(0.1 * sound.normal());
+      Draws sound(seed, static_cast<uint32_t>(b), 0, fnv1a("bench.labels"));
       const int64_t labels = seconds[b] * kLabelsPerSecond;
       for (int64_t i = 0; i < labels; ++i)
         labels_.push_back(1 + static_cast<int32_t>(sound.below(kUnits - 1)));
@@ -218,6 +189,27 @@ class ModelBench {
       weights_.push_back(1 / static_cast<float>(labels * static_cast<int64_t>(seconds.size())));
     }
     pack_.assign(model_.encoder.config, lengths, utterances);
+  }
+
+  // Of one step without anything that is kept.
+  void check_memory() {
+    if (workload_.gpu) return;
+    open(/*dry=*/true);
+    step();
+    const int64_t needed = memory_.peak() + 2 * pack_samples() * int64_t{sizeof(float)};
+    if (const int64_t free = available_memory(); needed > free)
+      fail(Kind::resource, Hint{"a smaller --batch, or shorter audio"},
+           "a step needs {} MiB of memory, {} MiB are free", needed >> 20, free >> 20);
+  }
+  int64_t pack_samples() const {
+    int64_t samples = 0;
+    for (int seconds : utterance_seconds(workload_)) samples += int64_t{seconds} * kRate;
+    return samples;
+  }
+
+  void make_audio(const std::vector<int>& seconds, uint64_t seed) {
+    for (size_t b = 0; b < seconds.size(); ++b)
+      waves_.push_back(noise(seed, static_cast<uint32_t>(b), int64_t{seconds[b]} * kRate));
   }
 
   Var features() {
@@ -303,6 +295,10 @@ Workload complete(Workload w) {
          "--head {}: expected linear or blstm, with +cached or without; all to extract",
          printable(w.head));
   if (w.batch == 0) w.batch = w.mix == "mixed" ? 8 : w.mix == "fixed:5" && !extract ? 4 : 1;
+  constexpr int64_t kMostSeconds = (int64_t{1} << 31) / kRate - 1;  // samples of a pack are int32
+  if (const int64_t each = w.mix == "mixed" ? kMixed.back() : fixed_seconds(w.mix);
+      w.batch > kMostSeconds / each)
+    fail(Kind::usage, "--batch {}: expected at most {}", w.batch, kMostSeconds / each);
   return w;
 }
 
@@ -360,8 +356,10 @@ ModelBenchResult bench_model(const Config& config, const Workload& workload,
   Profile profile(workload.gpu, workload.launches);
   Steps timed, profiled;  // on the CPU the profile costs nothing, and the timed steps have it
   const int passes = workload.gpu ? 2 : 1;
+  workload.between();
   for (int r = 0; r < workload.repeats; ++r) {
     timed.add(bench, workload.gpu ? nullptr : &profile, workload.gpu);
+    workload.between();
     progress(r + 1, passes * workload.repeats);
   }
   for (int r = 0; workload.gpu && r < workload.repeats; ++r) {

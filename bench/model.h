@@ -23,7 +23,8 @@ struct Workload {
   int repeats = 5;
   cuda::Runtime* gpu = nullptr;  // null: on the CPU
   Math math = Math::exact;
-  bool launches = false;  // on a device: every kernel is timed, not each op alone
+  bool launches = false;                  // on a device: every kernel is timed, not each op alone
+  std::function<void()> between = [] {};  // before the first timed step, and behind each
 
   std::string id() const;
 };

@@ -283,15 +283,24 @@ std::vector<Chosen> choose(const std::string& op, Device device) {
 
 }  // namespace
 
+std::vector<const OpSpec*> chosen_ops(const OpsOptions& options) {
+  std::vector<const OpSpec*> specs;
+  for (const Chosen& chosen : choose(options.op, options.where.device))
+    if (specs.empty() || specs.back() != chosen.spec) specs.push_back(chosen.spec);
+  return specs;
+}
+
 std::vector<KernelRow> bench_ops(const OpsOptions& options,
                                  const std::function<void(int64_t done, int64_t total)>& progress) {
   std::vector<KernelRow> rows;
   const std::vector<Chosen> chosen = choose(options.op, options.where.device);
+  options.between();
   for (size_t i = 0; i < chosen.size(); ++i) {
     CaseBench bench(*chosen[i].spec, *chosen[i].bench, options);
     if (options.yardstick) bench.add_yardstick(options);
     for (int r = 0; r < options.repeats; ++r) bench.repeat();
     bench.rows(rows);
+    options.between();
     progress(static_cast<int64_t>(i + 1), static_cast<int64_t>(chosen.size()));
   }
   return rows;

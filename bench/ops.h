@@ -25,7 +25,11 @@ struct OpsOptions {
   // peer.
   MakeYardstick yardstick = {};
   std::function<void(const std::string&)> say = [](const std::string&) {};
+  std::function<void()> between = [] {};  // before the first repetition, and behind each case
 };
+
+// Those that bench_ops would time, in order of their names.
+std::vector<const OpSpec*> chosen_ops(const OpsOptions& options);
 
 // A row a case and direction; on a device only of ops with CUDA kernels. Kind::usage if no op has
 // such a name. Weights are parameters, so that packing them is not timed. No cache holds the

@@ -62,7 +62,8 @@ std::vector<PeerRow> read_peers(const std::string& path) {
 
 std::vector<std::string> add_peers(Report& report, const std::vector<PeerRow>& rows) {
   const std::string machine = machine_name(report);
-  const std::string_view math = math_class(report.ceilings);
+  // peers are of two classes: exact, and 16 bits of whatever kind
+  const std::string_view math = math_class(report.ceilings) == "exact" ? "exact" : "bf16";
   std::vector<std::string> elsewhere;
   for (const PeerRow& row : rows) {
     if (row.math != math || (report.model && row.workload != report.model->id)) continue;

@@ -68,6 +68,50 @@ void append_kernels(std::string& out, const Report& report) {
   }
 }
 
+// "100 (90 - 120)", in GF/s
+std::string moments_text(const Spread& rate) {
+  return fmt::format("{:.0f} ({:.0f} - {:.0f})", rate.median / 1e9, rate.min / 1e9, rate.max / 1e9);
+}
+
+void append_moments(std::string& out, const Report& report) {
+  const Moments& m = report.ceilings.moments;
+  if (m.tile.n == 0) return;
+  fmt::format_to(std::back_inserter(out),
+                 "between the repetitions, median of {} (min - max): FMA {} GF/s, tile {}\n",
+                 m.tile.n, moments_text(m.fma), moments_text(m.tile));
+  if (!report.model) return;
+  const double rate = total_flops(report) / report.model->step.median;
+  const double busy = total_flops(report) / report.model->cpu_seconds;
+  fmt::format_to(
+      std::back_inserter(out),
+      "  a step: {:.0f} GF/s, {:.1f} % of the median tile, {:.1f} % of the best; a second "
+      "of processor time {:.0f} GF, {:.1f} % of the tile's {:.0f}\n",
+      rate / 1e9, 100 * rate / m.tile.median, 100 * rate / report.ceilings.tile(), busy / 1e9,
+      100 * busy / m.tile_busy.median, m.tile_busy.median / 1e9);
+}
+
+void append_io(std::string& out, const Report& report) {
+  if (!report.io) return;
+  const IoResult& io = *report.io;
+  fmt::format_to(std::back_inserter(out),
+                 "io {}: {} files, {:.1f} s of audio decoded by {} threads in {:.3f} s ({:.3f} - "
+                 "{:.3f}; the first time {:.3f})\n  {:.0f} audio-seconds/s; {:.3f} s of processor "
+                 "time\n",
+                 printable(io.name), io.files, io.audio_seconds, io.threads, io.pass.median,
+                 io.pass.min, io.pass.max, io.first_seconds, io.audio_seconds / io.pass.median,
+                 io.cpu_seconds);
+}
+
+void append_numerics(std::string& out, const Report& report) {
+  if (!report.numerics) return;
+  const Numerics& n = *report.numerics;
+  const auto to = std::back_inserter(out);
+  fmt::format_to(to, "numerics: {}; {}: off by {:.2g}, allowed {:.2g}: {}\n",
+                 math_class(report.ceilings), n.against, n.error, n.tolerance,
+                 n.pass() ? "PASS" : "INVALID");
+  for (const std::string& line : n.wrong) fmt::format_to(to, "INVALID {}\n", line);
+}
+
 void append_launches(std::string& out, const Report& report) {
   if (report.launches.empty()) return;
   const auto to = std::back_inserter(out);
@@ -170,13 +214,11 @@ std::string report_text(const Report& report) {
   const Ceilings& c = report.ceilings;
   std::string out = fmt::format(
       "{}, {} threads, {}, load {:.1f}\n"
-      "ceilings: fp32 FMA {:.0f} GF/s one thread, {:.0f} all; memory read {:.1f} GB/s, copy "
-      "{:.1f}\n",
+      "ceilings: fp32 FMA {:.0f} GF/s one thread, {:.0f} all; {} tile {:.0f} all; memory read "
+      "{:.1f} GB/s, copy {:.1f}\n",
       cpu_name(), omp_get_max_threads(), cpu::isa(), load_average(), c.fma_one / 1e9,
-      c.fma_all / 1e9, c.read / 1e9, c.copy / 1e9);
-  if (c.narrow_all > 0)
-    fmt::format_to(std::back_inserter(out), "{}: products {:.0f} GOP/s all\n", name(c.math),
-                   c.narrow_all / 1e9);
+      c.fma_all / 1e9, c.math == Math::exact ? "f32" : name(c.math), c.tile() / 1e9, c.read / 1e9,
+      c.copy / 1e9);
   if (c.device)
     fmt::format_to(std::back_inserter(out),
                    "{}, {}\nceilings: products {:.1f} TF/s bf16, {:.1f} f32; memory copied {:.0f} "
@@ -184,8 +226,10 @@ std::string report_text(const Report& report) {
                    c.device->name, math_class(c), c.device->bf16 / 1e12, c.device->f32 / 1e12,
                    c.device->copy / 1e9);
   if (!report.kernels.empty()) append_kernels(out, report);
-  if (report.model)
-    append_launches(out, report), append_model(out, report), append_peers(out, report);
+  if (report.model) append_launches(out, report), append_model(out, report);
+  append_moments(out, report);
+  if (report.model) append_peers(out, report);
+  append_io(out, report), append_numerics(out, report);
   return out;
 }
 
@@ -204,6 +248,7 @@ std::string report_json(const Report& report) {
                 {{"fma_one", c.fma_one},
                  {"fma_all", c.fma_all},
                  {"narrow_all", c.narrow_all},
+                 {"f32_tile_all", c.f32_tile_all},
                  {"read", c.read},
                  {"copy", c.copy}}},
                {"kernels", Json::array()}};
@@ -214,7 +259,30 @@ std::string report_json(const Report& report) {
         Json{{"device_bf16", d.bf16}, {"device_f32", d.f32}, {"device_copy", d.copy}});
   }
   json["numerics"] = {{"class", math_class(c)}};
+  if (report.numerics) {
+    const Numerics& n = *report.numerics;
+    json["numerics"].update(Json{{"error", n.error},
+                                 {"tol", n.tolerance},
+                                 {"against", n.against},
+                                 {"wrong", n.wrong},
+                                 {"pass", n.pass()}});
+  }
+  if (c.moments.tile.n)
+    json["ceilings"]["moments"] = {{"fma", to_json(c.moments.fma)},
+                                   {"tile", to_json(c.moments.tile)},
+                                   {"tile_busy", to_json(c.moments.tile_busy)}};
   for (const KernelRow& row : report.kernels) json["kernels"].push_back(to_json(row, c));
+  if (report.io) {
+    const IoResult& io = *report.io;
+    json["io"] = {{"name", io.name},
+                  {"files", io.files},
+                  {"threads", io.threads},
+                  {"audio_s", io.audio_seconds},
+                  {"first_s", io.first_seconds},
+                  {"pass_s", to_json(io.pass)},
+                  {"cpu_s", io.cpu_seconds},
+                  {"as_per_s", io.audio_seconds / io.pass.median}};
+  }
   if (report.model) {
     const ModelResult& m = *report.model;
     json["peers"] = Json::array();

@@ -65,15 +65,36 @@ struct PeerSpeed {
   double paired = 0;      // ours to theirs as measured in turn with it; 0: it was not
 };
 
+// Whether what was timed computes the right numbers.
+struct Numerics {
+  double error = 0, tolerance = 0;
+  std::string against = {};             // what the error is of
+  std::vector<std::string> wrong = {};  // what failed besides, one line each
+  bool pass() const { return wrong.empty() && error <= tolerance; }
+};
+
+// Decoding of a manifest's audio.
+struct IoResult {
+  std::string name;
+  int64_t files = 0;
+  int threads = 1;
+  double audio_seconds = 0;  // of a pass
+  double first_seconds = 0;  // of the pass before those counted
+  Spread pass = {};          // seconds
+  double cpu_seconds = 0;    // of a pass, all threads, median
+};
+
 struct Report {
-  std::string command;  // ceilings, ops, model
+  std::string command;  // ceilings, ops, model, io
   uint64_t seed = 0;
   Ceilings ceilings;
   std::vector<KernelRow> kernels = {};
   std::optional<ModelResult> model = {};
+  std::optional<IoResult> io = {};
   std::vector<PhaseTime> phases = {};
   std::vector<LaunchRow> launches = {};  // the longest first
   std::vector<PeerSpeed> peers = {};     // the fastest first
+  std::optional<Numerics> numerics = {};
 };
 
 // Audio-seconds a second.

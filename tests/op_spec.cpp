@@ -461,6 +461,18 @@ std::vector<std::string> check_case(const OpSpec& spec, const Case& c, uint64_t 
   return checker.wrong;
 }
 
+double forward_error(const OpSpec& spec, const Case& c, uint64_t seed, Where where) {
+  Fill fill(seed);
+  std::vector<Array> inputs = spec.inputs(c, fill);
+  for (Array& input : inputs) round_to(input, where.compute());
+  const std::vector<Array> expected = spec.oracle(inputs, c);
+  const std::vector<Array> ours = run_op(spec, c, where, inputs, {}).outputs;
+  double worst = 0;
+  for (size_t i = 0; i < expected.size(); ++i)
+    worst = std::max(worst, distance(ours[i], expected[i]));
+  return worst / spec.forward_tolerance(where);
+}
+
 std::vector<std::string> check_pair(const OpSpec& spec, const Case& c, uint64_t seed, Math math) {
   const int64_t room = std::min(shared_gpu().free_bytes() / 4, int64_t{8} << 30);
   Fill fill(seed);

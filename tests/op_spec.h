@@ -147,6 +147,8 @@ class OpRun {
 // All tests of one case; returns what is wrong, one line each.
 std::vector<std::string> check_case(const OpSpec& spec, const Case& c, uint64_t seed,
                                     Where where = {});
+// The worst output of a case against the oracle, in units of the tolerance.
+double forward_error(const OpSpec& spec, const Case& c, uint64_t seed, Where where = {});
 // Forward and backward on the CPU and on the device, on the same numbers; for sizes that the oracle
 // is too slow for.
 std::vector<std::string> check_pair(const OpSpec& spec, const Case& c, uint64_t seed, Math math);

@@ -3,15 +3,22 @@
 
 #include "bench/ceilings.h"
 #include "bench/compare.h"
+#include "bench/files.h"
 #include "bench/model.h"
+#include "bench/numerics.h"
 #include "bench/ops.h"
 #include "bench/page.h"
 #include "bench/peers.h"
+#include "bench/random_weights.h"
+#include "engine/audio/decode.h"
 #include "engine/cpu/isa.h"
+#include "engine/cpu/narrow.h"
 #include "engine/device.h"
 #include "engine/io/file.h"
 #include "models/checkpoint.h"
+#include "models/extract.h"
 #include "tools/device_options.h"
+#include "train/corpus.h"
 
 using namespace sft;
 
@@ -40,6 +47,8 @@ struct Output {
       for (const std::string& remark : add_peers(report, rows)) cli.say("{}", remark);
     if (html) write_text(*html, report_html(report), existing());
     fmt::print("{}", cli.json() ? report_json(report) : report_text(report));
+    if (report.numerics && !report.numerics->pass())
+      fail(Kind::check, "the numbers are wrong: nothing that was timed counts");
   }
 
  private:
@@ -53,18 +62,24 @@ struct On {
 
   // After parse(), before anything is measured.
   void open(const Cli& cli) {
+    cpu::choose_isa();
     options.settle(cli);
     gpu = open_device(options.device, options.chosen());
   }
 };
 
 Report started(const Cli& cli, const std::string& command, const On& on) {
-  cpu::choose_isa();
   Report report{.command = command,
                 .seed = cli.seed(),
                 .ceilings = measure_ceilings(on.gpu ? Math::exact : on.options.chosen())};
   if (on.gpu) report.ceilings.device = measure_device(*on.gpu, on.options.chosen());
   return report;
+}
+
+// What is probed while others are timed: the CPU's rates, where it computes.
+std::function<void()> between(const On& on, MomentProbe& probe) {
+  if (on.gpu) return [] {};
+  return [&probe] { probe(); };
 }
 
 void check_repeats(int repeats) {
@@ -80,6 +95,30 @@ void ceilings(Cli& cli) {
   on.open(cli);
   Report report = started(cli, "ceilings", on);
   output.write(cli, report);
+}
+
+// Of an op whose check failed.
+bool invalid(const Report& report, const KernelRow& row) {
+  const std::vector<std::string>& wrong = report.numerics->wrong;
+  return std::any_of(wrong.begin(), wrong.end(), [&](const std::string& line) {
+    return row.name.starts_with(line.substr(0, line.find(':')) + "[");
+  });
+}
+
+// Every op against its oracle, before it is timed.
+void check_numbers(const Cli& cli, const OpsOptions& options, Report& report) {
+  Progress progress(cli);
+  progress.phase("check", "ops");
+  Numerics& all = report.numerics.emplace();
+  all.tolerance = 1;
+  const std::vector<OpNumerics> checks = check_ops(options);
+  all.against =
+      fmt::format("{} ops, worst output in units of its tolerance against float64", checks.size());
+  for (const OpNumerics& check : checks) {
+    all.error = std::max(all.error, check.numerics.error);
+    for (const std::string& wrong : check.numerics.wrong)
+      all.wrong.push_back(fmt::format("{}: {}", check.op, wrong));
+  }
 }
 
 void ops(Cli& cli) {
@@ -98,12 +137,17 @@ void ops(Cli& cli) {
   if (on.gpu && cudnn_yardstick) options.yardstick = cudnn_yardstick;
   options.say = [&](const std::string& line) { cli.say("{}", line); };
   Report report = started(cli, "ops", on);
+  check_numbers(cli, options, report);
+  MomentProbe probe(report.ceilings);
+  options.between = between(on, probe);
   Progress progress(cli);
   progress.phase("ops", "cases");
   report.kernels = bench_ops(options, [&](int64_t done, int64_t total) {
     progress.update(static_cast<double>(done), static_cast<double>(total));
   });
   progress.finish();
+  probe.settle();
+  std::erase_if(report.kernels, [&](const KernelRow& row) { return invalid(report, row); });
   output.write(cli, report);
 }
 
@@ -116,13 +160,16 @@ Config config_of(const std::string& model) {
 
 void model(Cli& cli) {
   Workload workload;
+  std::string folder = ".";
   cli.argument("MODEL", workload.arch, "a preset such as hubert-base, or a model");
-  cli.choice("--task", workload.task, {"extract", "train-head", "train-full"}, "what a step does");
+  cli.choice("--task", workload.task, {"extract", "train-head", "train-full", "merge"},
+             "what a step does");
   cli.option("--mix", workload.mix, "lengths of the audio: fixed:SECONDS or mixed");
   cli.option("--batch", workload.batch, "utterances a step; 0: as the mix has them");
   cli.option("--head", workload.head,
              "blstm or linear; with +cached, frozen convolutions are kept");
   cli.option("--repeats", workload.repeats, "timed steps");
+  cli.option("--folder", folder, "of merge: where its files lie for a while");
   cli.flag("--launches", workload.launches, "on a device: also the share of each kernel in a step");
   On on;
   Output output;
@@ -131,7 +178,8 @@ void model(Cli& cli) {
   check_repeats(workload.repeats);
   if (workload.batch < 0) fail(Kind::usage, "--batch {}: expected at least 1", workload.batch);
   workload.seed = cli.seed();
-  workload = complete(workload);
+  const bool merges = workload.task == "merge";
+  if (!merges) workload = complete(workload);
   const Config config = config_of(workload.arch);
   output.check();
   on.open(cli);
@@ -139,17 +187,76 @@ void model(Cli& cli) {
     fail(Kind::usage, Hint{"add --device cuda"}, "--launches: there are none on the CPU");
   workload.gpu = on.gpu.get(), workload.math = on.options.chosen();
   Report report = started(cli, "model", on);
+  if (merges) {
+    report.kernels = {bench_merge(config, folder, workload.arch, workload.repeats, workload.seed)};
+    return output.write(cli, report);
+  }
+  MomentProbe probe(report.ceilings);
+  workload.between = between(on, probe);
   Progress progress(cli);
   progress.phase(workload.task, "steps");
   ModelBenchResult done = bench_model(config, workload, [&](int64_t step, int64_t steps) {
     progress.update(static_cast<double>(step), static_cast<double>(steps));
   });
   progress.finish();
+  probe.settle();
+  if (!on.gpu) report.numerics = check_model(config, workload.math, workload.seed);
   report.kernels = std::move(done.kernels);
   report.model = std::move(done.result);
   report.phases = std::move(done.phases);
   report.launches = std::move(done.launches);
+  if (report.numerics && !report.numerics->pass()) report.kernels.clear(), report.model.reset();
   output.write(cli, report);
+}
+
+void decoding(Cli& cli) {
+  std::string manifest;
+  int repeats = 5;
+  cli.argument("MANIFEST", manifest, "a manifest, or the name of a corpus");
+  cli.option("--repeats", repeats, "timed passes");
+  Output output;
+  output.options(cli);
+  cli.parse();
+  check_repeats(repeats);
+  output.check();
+  cpu::choose_isa();
+  Report report = started(cli, "io", {});
+  report.io = bench_io(read_manifest(find_corpus(manifest)), repeats);
+  output.write(cli, report);
+}
+
+// Random weights of a preset, or a model file's own.
+ModelFile weights_of(const std::string& model, uint64_t seed) {
+  for (const std::string& name : preset_names()) {
+    if (name != model) continue;
+    ModelFile made;
+    made.path = model, made.config = preset(model);
+    RandomWeights(seed).add(made.tensors, backbone_tensors(made.config));
+    return made;
+  }
+  return open_model(model);
+}
+
+void numerics(Cli& cli) {
+  std::string model;
+  std::vector<std::string> audio;
+  std::string states = "all";
+  cli.argument("MODEL", model, "a preset, with random weights, or a model");
+  cli.argument("AUDIO", audio, "audio files");
+  cli.option("--states", states, "all, last, or numbers: 0,6,12");
+  cli.parse();
+  cpu::choose_isa();
+  const ModelFile file = weights_of(model, cli.seed());
+  const std::vector<int> wanted = parse_states(states, file.config);
+  std::vector<std::vector<float>> waves;
+  for (const std::string& path : audio) waves.push_back(load_audio(path));
+  const std::vector<std::span<const float>> views(waves.begin(), waves.end());
+  for (Math math : {Math::exact, Math::fast16, Math::bf16}) {
+    if (math != Math::exact && !cpu::narrow::available(math)) continue;
+    const std::vector<double> errors = state_errors(file, wanted, views, math);
+    for (size_t i = 0; i < wanted.size(); ++i)
+      fmt::print("{}\t{}\t{}\t{:.3g}\n", printable(model), name(math), wanted[i], errors[i]);
+  }
 }
 
 // "5%", "5" -> 0.05
@@ -201,10 +308,15 @@ int main(int argc, char** argv) {
         {{"ceilings", "Peak arithmetic and memory bandwidth of this machine, measured now."},
          {"ops", "Every op, forward and backward, against these ceilings."},
          {"model", "Extraction or a training step of a whole model with random weights."},
+         {"io", "Decoding of a manifest's audio."},
+         {"numerics",
+          "How far 16-bit products take a model's states from f32 ones, on real audio."},
          {"compare", "Two reports made with --json."}});
     if (command == "ceilings") return ceilings(cli);
     if (command == "ops") return ops(cli);
     if (command == "model") return model(cli);
+    if (command == "io") return decoding(cli);
+    if (command == "numerics") return numerics(cli);
     compare(cli);
   });
 }

@@ -2,6 +2,7 @@
 #include "engine/audio/decode.h"
 #include "engine/cpu/isa.h"
 #include "engine/device.h"
+#include "engine/memory.h"
 #include "engine/step_memory.h"
 #include "engine/transfer.h"
 #include "models/checkpoint.h"
@@ -19,7 +20,8 @@ namespace {
 class Recogniser {
  public:
   Recogniser(const std::string& path, cuda::Runtime* gpu, Math math)
-      : file_(open_model(path)), math_(math), store_(gpu), memory_(gpu) {
+      : file_(open_model(path)), math_(math), gpu_(gpu), store_(gpu), memory_(gpu) {
+    check_finite(file_);
     if (file_.config.task.kind.empty())
       fail(Kind::input, Hint{"fine-tune it first: sft-train MODEL --ctc WHAT"},
            "{}: this model has no task head", path);
@@ -32,28 +34,54 @@ class Recogniser {
   const ModelFile& file() const { return file_; }
 
   std::string operator()(const std::string& path) {
+    check_memory(path);
     const std::vector<float> samples = load_audio(path);
-    const Config& config = file_.config;
-    if (config.frames(static_cast<int64_t>(samples.size())) == 0)
-      fail(Kind::input, "{}: {} samples at 16 kHz (expected at least {})", path, samples.size(),
-           config.min_samples());
-    const auto length = static_cast<int32_t>(samples.size());
-    const int32_t utterance = 0;
-    pack_.assign(config, {&length, 1}, {&utterance, 1});
+    assign(path, std::ssize(samples));
     std::string text;
     memory_.step(store_.prepared(), math_, [&](Context& ctx) {
       Tape tape(ctx, /*recording=*/false);
-      const Tensor wave = pack_.wave(ctx);
-      pack_.place(ctx, wave, 0, samples);
-      const Var frames = model_.encoder.features(tape, wave, pack_);
-      const Tensor logits = head(tape, frames);
+      const Tensor result = logits(tape, samples);
       ScratchScope host(host_);
-      if (!ctx.dry) text = read(on_host(ctx, logits, host_));
+      if (!ctx.dry) text = read(on_host(ctx, result, host_));
     });
     return text;
   }
 
  private:
+  void assign(const std::string& path, int64_t samples) {
+    const Config& config = file_.config;
+    if (config.frames(samples) == 0)
+      fail(Kind::input, "{}: {} samples at 16 kHz (expected at least {})", printable(path), samples,
+           config.min_samples());
+    const auto length = static_cast<int32_t>(samples);
+    const int32_t utterance = 0;
+    pack_.assign(config, {&length, 1}, {&utterance, 1});
+  }
+
+  // Before anything is decoded. A device's memory is checked when it is taken.
+  void check_memory(const std::string& path) {
+    if (gpu_) return;
+    const AudioInfo info = probe_audio(path);
+    assign(path, samples_at_16k(info));
+    memory_.forget_peak();
+    Context dry = memory_.context(store_.prepared(), math_, true);
+    Tape tape(dry, /*recording=*/false);
+    logits(tape, {});
+    const int64_t audio = samples_at_16k(info) * int64_t{sizeof(float)};
+    const int64_t needed = memory_.peak() + audio, available = available_memory();
+    constexpr double kGib = 1 << 30;
+    if (needed > available)
+      fail(Kind::resource, Hint{"cut it into shorter files"},
+           "{}: {:.1f} s of audio need {:.1f} GiB of memory, {:.1f} GiB are free", printable(path),
+           info.seconds, static_cast<double>(needed) / kGib, static_cast<double>(available) / kGib);
+  }
+
+  Tensor logits(Tape& tape, std::span<const float> samples) {
+    const Tensor wave = pack_.wave(tape.ctx);
+    if (!tape.ctx.dry) pack_.place(tape.ctx, wave, 0, samples);
+    return head(tape, model_.encoder.features(tape, wave, pack_));
+  }
+
   // The head reads the last hidden state, or a weighted sum of all.
   Var head(Tape& tape, Var frames) const {
     const HiddenStates hidden =
@@ -75,6 +103,7 @@ class Recogniser {
   ModelFile file_;
   FineTuneModel model_;
   Math math_;
+  cuda::Runtime* gpu_;
   ParamStore store_;
   StepMemory memory_;
   Arena host_;

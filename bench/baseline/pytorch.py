@@ -1,10 +1,11 @@
-"""PyTorch + transformers, tuned: the fastest of the attention variants, inference mode, fused Adam.
+"""PyTorch + transformers, tuned: the fastest of the variants, inference mode, fused Adam.
 
-    python pytorch.py --threads 2 [--variants eager,sdpa,compile] [--one-by-one | --sorted N]
+    python pytorch.py --threads 2 [--variants eager,sdpa,compile,autocast,compile+autocast] [--one-by-one | --sorted N]
         [--device cuda] [--math exact|bf16]                                        then one workload id a line
     python pytorch.py --threads 2 --first MODEL_FOLDER AUDIO                       process start to first features
 
-exact is fp32 without TF32. bf16: the whole model to extract, autocast over fp32 parameters to train. --sorted: by length,
+exact is fp32 without TF32. bf16: the whole model to extract, or autocast over fp32 parameters with +autocast; always that to
+train. Variants are tried once for each task, architecture and head; where there are several lengths, at the first. --sorted: by length,
 N utterances at a time, which pads less.
 """
 import argparse
@@ -49,19 +50,23 @@ def padded(waves):
     return batch, mask if bool((mask == 0).any()) else None
 
 
-def extraction(work, attention, args):
+def attention_of(variant): return 'eager' if variant == 'eager' else 'sdpa'
+
+
+def extraction(work, variant, args):
     """All hidden states; different lengths as one padded batch with its mask, in sorted groups, or one by one."""
     import torch
-    dtype = torch.bfloat16 if args.math == 'bf16' else torch.float32
-    model = build(work['arch'], 'sdpa' if attention == 'compile' else attention).eval().to(args.device, dtype)
-    call = torch.compile(model) if attention == 'compile' else model
+    cast = 'autocast' in variant
+    dtype = torch.bfloat16 if args.math == 'bf16' and not cast else torch.float32
+    model = build(work['arch'], attention_of(variant)).eval().to(args.device, dtype)
+    call = torch.compile(model) if 'compile' in variant else model
     waves = [torch.from_numpy(x).to(args.device, dtype) for x in workloads.audio(work['seconds'])]
     group = 1 if args.one_by_one else args.sorted or len(waves)
     if group < len(waves): waves.sort(key=len)
     batches = [padded(waves[i:i + group]) for i in range(0, len(waves), group)]
 
     def run():
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=cast):
             for batch, mask in batches: call(batch, attention_mask=mask, output_hidden_states=True)
         settle(args)
     return run
@@ -85,11 +90,11 @@ def head(width, kind, device):
     return lambda x: out(drop(rnn(proj(x))[0])), [p for m in (proj, rnn, out) for p in m.parameters()]
 
 
-def training(work, attention, args):
+def training(work, variant, args):
     """One update; equal lengths, so nothing is padded or packed, which favours this side."""
     import torch
     kind, _, cached = work['what'].partition('+')
-    model = build(work['arch'], 'sdpa' if attention == 'compile' else attention).train().to(args.device)
+    model = build(work['arch'], attention_of(variant)).train().to(args.device)
     model.feature_extractor._freeze_parameters()
     predict, own = head(model.config.hidden_size, kind, args.device)
     frozen = work['task'] == 'train-head'
@@ -106,7 +111,7 @@ def training(work, attention, args):
     def encode(samples, kept):
         with torch.no_grad(): x = kept if cached else model.feature_extractor(samples).transpose(1, 2)
         return model.encoder(model.feature_projection(x)).last_hidden_state
-    call = torch.compile(encode) if attention == 'compile' else encode
+    call = torch.compile(encode) if 'compile' in variant else encode
 
     def run():
         adam.zero_grad()
@@ -123,23 +128,42 @@ def training(work, attention, args):
     return run
 
 
+def seconds_of(run):
+    """The best of two, after one that compiles."""
+    run()
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+CHOICES = {}                                                                 # of a kind of workload: the fastest variant
+
+
 def make(work, args):
-    """The fastest variant; where there is a choice each is built, run once and timed twice."""
+    """The fastest variant, tried where there is a choice and none was made yet."""
     if work['task'] not in ('extract', 'train-full', 'train-head'): raise workloads.Skip(work['task'])
     if (args.one_by_one or args.sorted) and work['mix'] != 'mixed': raise workloads.Skip('a single length')
-    best, variants = None, args.variants.split(',')
-    for attention in variants:
-        run = (extraction if work['task'] == 'extract' else training)(work, attention, args)
-        if len(variants) == 1: return run, attention
-        run()
-        times = []
-        for _ in range(2):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        seconds = min(times)
-        print(f'  pytorch {attention}: {seconds:.2f} s', file=sys.stderr)
-        if best is None or seconds < best[0]: best = (seconds, run, attention)
+    builder = extraction if work['task'] == 'extract' else training
+    kind = work['task'], work['arch'], work['what'], work['mix'] == 'mixed'
+    variants = [CHOICES[kind]] if kind in CHOICES else args.variants.split(',')
+    if work['task'] != 'extract' and args.math == 'bf16':                    # autocast anyway
+        variants = list(dict.fromkeys(v.replace('+autocast', '').replace('autocast', 'sdpa') for v in variants))
+    if len(variants) == 1: return builder(work, variants[0], args), variants[0]
+    best = None
+    for variant in variants:
+        try:
+            run = builder(work, variant, args)
+            seconds = seconds_of(run)
+        except Exception as error:                                           # a compiler that cannot, an op without bf16
+            print(f'  pytorch {variant}: {type(error).__name__}: {str(error)[:200]}', file=sys.stderr)
+            continue
+        print(f'  pytorch {variant}: {seconds:.2f} s', file=sys.stderr)
+        if best is None or seconds < best[0]: best = (seconds, run, variant)
+    if best is None: raise workloads.Skip('no variant runs')
+    CHOICES[kind] = best[2]
     return best[1:]
 
 

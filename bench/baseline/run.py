@@ -1,17 +1,20 @@
 """Runs the peers, and ours between them, repetition by repetition; one table, one JSON file.
 
     python run.py --out peers.json --cache DIR [--threads 2] [--repeats 5] [--only PREFIX]... [--peers pytorch]
-        [--device cuda] [--math exact|bf16]
-        --sft-bench   'build/sft-bench model {arch} --task {task} --mix {mix} --batch {batch} --head {head}
+        [--device cuda] [--math exact,fast16]
+        --sft-bench   'build/sft-bench model {arch} --task {task} --mix {mix} --batch {batch} --head {head} --math {math}
                        --threads {threads} --json'
         --sft-merge   'build/sft-merge {base} {tuned} --alpha 0.25 -o {out} --threads {threads} --force'
         --sft-extract 'build/sft-extract {model} {audio} --states all -o {out} --threads {threads} --force'
 
-Each round times every side once, in turn. A command that is not given leaves its side out. sft-bench prints JSON
-with result.as_per_s.median for a workload; the two other commands are timed as whole processes. DIR keeps exported
-graphs and random models. On a busy machine set OMP_WAIT_POLICY=passive, and say so in --note. On an AMD processor
-PyTorch's MKL is repaired: a preloaded one-line library answers its question for the vendor. On cuda (bf16 unless --math
-says otherwise) the peers are PyTorch's: one padded batch, one by one, and sorted by length in groups of 8.
+Each round times every side of every class once, in turn: of exact the f32 ones, of fast16 or bf16 what each peer does in
+16 bits (their class is bf16). A line of the table has our ratio to that side; below, that to the best peer of each class.
+PyTorch tries its variants once for each task and architecture, and the fastest is repeated. A command that is not given
+leaves its side out. sft-bench prints JSON with result.as_per_s.median for a workload; the two other commands are timed as
+whole processes. DIR keeps exported graphs and random models. On a busy machine set OMP_WAIT_POLICY=passive, and say so in
+--note. On an AMD processor PyTorch's MKL is repaired: a preloaded one-line library answers its question for the vendor. On
+cuda (bf16 unless --math says otherwise) the peers are PyTorch's: one padded batch, one by one, and sorted by length in
+groups of 8.
 """
 import argparse
 import json
@@ -71,6 +74,8 @@ class Peer:
         self.config = answer.get('config')
         return answer.get('seconds')
 
+    def free(self): self(workloads.NOTHING)
+
     def close(self):
         self.process.stdin.close()
         self.process.wait()
@@ -88,12 +93,12 @@ class Process:
 
 class SftBench:
     """sft-bench's own figure for a workload, as seconds of one pass over its audio."""
-    def __init__(self, template, args, env):
-        self.template, self.args, self.env, self.config = template, args, env, args.math
+    def __init__(self, template, args, env, math):
+        self.template, self.args, self.env, self.config = template, args, env, math
 
     def __call__(self, workload):
         w = workloads.parse(workload)
-        command = self.template.format(**w, head=w['what'], threads=self.args.threads)
+        command = self.template.format(**w, head=w['what'], threads=self.args.threads, math=self.config)
         text = subprocess.run(shlex.split(command), env=self.env, check=True, capture_output=True, text=True).stdout
         report = json.loads(text[text.index('{'):])
         return sum(w['seconds']) / report['result']['as_per_s']['median']
@@ -108,16 +113,16 @@ def files(cache):
     return at
 
 
-def sides(args, env, task, scratch):
-    """{name: function of a workload id} for the workloads of one task."""
-    out, threads = {}, str(args.threads)
-    if task in ('merge', 'start'):
-        at = files(args.cache) | dict(out=os.path.join(scratch, 'out'), threads=threads)
-        template = args.sft_merge if task == 'merge' else args.sft_extract
-        if template: out['sft'] = Process(shlex.split(template.format(**at)), env)
+def whole_processes(args, env, task, scratch):
+    """{(class, name): function of a workload id} of the tasks timed so."""
+    out, threads, at = {}, str(args.threads), files(args.cache)
+    at |= dict(out=os.path.join(scratch, 'out'), threads=threads)
 
-    def whole(name, script, *rest): out[name] = Process([sys.executable, os.path.join(HERE, script), *rest], env)
+    def whole(name, script, *rest):
+        out['exact', name] = Process([sys.executable, os.path.join(HERE, script), *rest], env)
 
+    template = args.sft_merge if task == 'merge' else args.sft_extract
+    if template: out['exact', 'sft'] = Process(shlex.split(template.format(**at)), env)
     if task == 'merge': whole('safetensors', 'safetensors_merge.py', at['base'], at['tuned'], at['out'] + '.safetensors')
     if task == 'start' and 'pytorch' in args.peers:
         whole('pytorch', 'pytorch.py', '--threads', threads, '--first', at['model'], at['audio'])
@@ -125,16 +130,28 @@ def sides(args, env, task, scratch):
         whole('onnxruntime', 'onnxruntime_peer.py', '--threads', threads, '--cache', args.cache, '--first', at['audio'])
     if task == 'start' and 'openvino' in args.peers:
         whole('openvino', 'openvino_peer.py', '--threads', threads, '--cache', args.cache, '--first', at['audio'])
-    if task in ('merge', 'start'): return out
-    if args.sft_bench: out['sft'] = SftBench(args.sft_bench, args, env)
-    ways = {'pytorch': [], 'pytorch one by one': ['--one-by-one']}
-    if args.device == 'cuda': ways['pytorch sorted'] = ['--sorted', '8']
-    for name, way in ways.items() if 'pytorch' in args.peers else ():
-        out[name] = Peer('pytorch.py', args, env, '--variants', args.variants, '--device', args.device, '--math', args.math, *way)
-    if 'onnxruntime' in args.peers and args.device == 'cpu' and args.math == 'exact':
-        out['onnxruntime'] = Peer('onnxruntime_peer.py', args, env, '--cache', args.cache)
-    if 'openvino' in args.peers and args.device == 'cpu':
-        out['openvino'] = Peer('openvino_peer.py', args, env, '--cache', args.cache, '--math', args.math)
+    return out
+
+
+def class_of(math): return 'exact' if math == 'exact' else 'bf16'
+
+
+def workers(args, env):
+    """{(class, name): function of a workload id} of the models' tasks, for the whole run."""
+    out = {}
+    for math in args.math:
+        kind = class_of(math)
+        if args.sft_bench: out[kind, 'sft' if kind not in [k for k, _ in out] else f'sft {math}'] = SftBench(args.sft_bench, args, env, math)
+    for kind in dict.fromkeys(class_of(math) for math in args.math):
+        ways = {'pytorch': [], 'pytorch one by one': ['--one-by-one']}
+        if args.device == 'cuda': ways['pytorch sorted'] = ['--sorted', '8']
+        variants = args.variants if kind == 'exact' or args.device == 'cuda' else args.narrow_variants
+        for name, way in ways.items() if 'pytorch' in args.peers else ():
+            out[kind, name] = Peer('pytorch.py', args, env, '--variants', variants, '--device', args.device, '--math', kind, *way)
+        if 'onnxruntime' in args.peers and args.device == 'cpu' and kind == 'exact':
+            out[kind, 'onnxruntime'] = Peer('onnxruntime_peer.py', args, env, '--cache', args.cache)
+        if 'openvino' in args.peers and args.device == 'cpu':
+            out[kind, 'openvino'] = Peer('openvino_peer.py', args, env, '--cache', args.cache, '--math', kind)
     return out
 
 
@@ -150,7 +167,7 @@ def command(args):
     """The options that matter, without this machine's paths."""
     given = {'--sft-bench': args.sft_bench, '--sft-merge': args.sft_merge, '--sft-extract': args.sft_extract}
     given = ''.join(f' {k} {shlex.quote(v)}' for k, v in given.items() if v)
-    on = f' --device cuda --math {args.math}' if args.device == 'cuda' else ''
+    on = f' --device {args.device} --math {",".join(args.math)} --narrow-variants {args.narrow_variants}'
     return f'run.py{on} --threads {args.threads} --repeats {args.repeats} --variants {args.variants}{given}'
 
 
@@ -166,24 +183,32 @@ def measure(workload, running, args):
     for _ in range(args.repeats):
         for side in times: times[side].append(running[side](workload))
     rows = []
-    for side, values in times.items():
-        row = {'peer': side, 'version': version.get(side, ''), 'device': device(args), 'workload_id': workload,
-               'class': args.math, 'config': running[side].config, 'command': command(args), 'threads': args.threads,
-               'seconds': spread(values)}
+    for (kind, name), values in times.items():
+        row = {'peer': name, 'version': version.get(name, ''), 'device': device(args), 'workload_id': workload, 'class': kind,
+               'config': running[kind, name].config, 'command': command(args), 'threads': args.threads, 'seconds': spread(values)}
         if seconds: row['as_per_s'] = spread([seconds / v for v in values])
-        if 'sft' in times and side != 'sft': row['pairs'] = [[s, v] for s, v in zip(times['sft'], values)]
+        ours = times.get((kind, 'sft'))
+        if ours and not name.startswith('sft'): row['pairs'] = [[s, v] for s, v in zip(ours, values)]
         rows.append(row)
+    for kind in dict.fromkeys(kind for kind, _ in times):
+        rivals = [row for row in rows if row['class'] == kind and 'pairs' in row]
+        if rivals: min(rivals, key=lambda row: row['seconds']['median'])['best'] = True
     return rows
 
 
+def ratio(row): return statistics.median(theirs / ours for ours, theirs in row['pairs'])
+
+
 def show(rows):
-    """One line per side: median and spread; ratio of ours to it, the median over pairs."""
-    for row in rows:
+    """One line per side: median and spread; ratio of ours to it, the median over pairs; that to the best peer of a class."""
+    for row in sorted(rows, key=lambda row: row['class'] != 'exact'):
         unit, v = ('as/s', row['as_per_s']) if 'as_per_s' in row else ('s', row['seconds'])
-        line = f"{row['workload_id']:48s} {row['peer']:20s} {v['median']:8.3f} {unit:4s}"
+        line = f"{row['workload_id']:46s} {row['class']:6s} {row['peer']:20s} {v['median']:8.3f} {unit:4s}"
         line += f" ({v['min']:.3f} - {v['max']:.3f})"
-        ratio = f"  ours: {statistics.median(b / a for a, b in row['pairs']):.2f}x" if 'pairs' in row else ''
-        print(f"{line}  {row['config']}{ratio}", flush=True)
+        times = f"  ours: {ratio(row):.2f}x" if 'pairs' in row else ''
+        print(f"{line}  {row['config']}{times}", flush=True)
+    for row in rows:
+        if row.get('best'): print(f"{row['workload_id']:46s} {row['class']:6s} best peer: {row['peer']}, ours {ratio(row):.2f}x", flush=True)
 
 
 def options():
@@ -195,12 +220,14 @@ def options():
     parser.add_argument('--only', action='append', help='workload ids that begin with this')
     parser.add_argument('--peers', default='pytorch,onnxruntime,openvino', type=lambda s: s.split(','))
     parser.add_argument('--variants', default='eager,sdpa', help='of PyTorch: eager, sdpa, compile; the fastest counts')
+    parser.add_argument('--narrow-variants', default='sdpa,autocast,compile+autocast', help='of PyTorch in 16 bits on a CPU')
     parser.add_argument('--note', default='', help='kept in the file: what else ran on the machine')
     parser.add_argument('--device', default='cpu', choices=('cpu', 'cuda'))
-    parser.add_argument('--math', choices=('exact', 'bf16'), help='default: exact, bf16 on cuda')
+    parser.add_argument('--math', type=lambda s: s.split(','), help='exact, fast16, bf16, several; default: exact, bf16 on cuda')
     for name in ('--sft-bench', '--sft-merge', '--sft-extract'): parser.add_argument(name)
     args = parser.parse_args()
-    args.math = args.math or ('bf16' if args.device == 'cuda' else 'exact')
+    args.math = args.math or ['bf16' if args.device == 'cuda' else 'exact']
+    if not set(args.math) <= {'exact', 'fast16', 'bf16'}: parser.error('--math: exact, fast16 or bf16')
     return args
 
 
@@ -211,17 +238,20 @@ def main():
     rows = []
     ids = workloads.CUDA_IDS if args.device == 'cuda' else workloads.IDS
     chosen = [w for w in ids if not args.only or w.startswith(tuple(args.only))]
+    models = workers(args, env)
     with tempfile.TemporaryDirectory(dir=args.cache) as scratch:
         for workload in chosen:
-            running = sides(args, env, workloads.parse(workload)['task'], scratch)
-            fresh = measure(workload, running, args)
+            task = workloads.parse(workload)['task']
+            fresh = measure(workload, whole_processes(args, env, task, scratch) if task in ('merge', 'start') else models, args)
             date = time.strftime('%Y-%m-%dT%H:%MZ', time.gmtime())
             for row in fresh: row.update(date=date, load=os.getloadavg()[0], mkl_repaired=repaired, note=args.note)
             show(fresh)
             rows += fresh
-            for side in running.values():
-                if isinstance(side, Peer): side.close()
+            for side in models.values():
+                if isinstance(side, Peer): side.free()
             with open(args.out, 'w') as f: json.dump(rows, f, indent=1)
+    for side in models.values():
+        if isinstance(side, Peer): side.close()
 
 
 if __name__ == '__main__': main()

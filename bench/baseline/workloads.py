@@ -26,6 +26,9 @@ CUDA_IDS = ['extract/hubert-base/fixed:10/1/all', 'extract/hubert-base/mixed/64/
             'train-head/hubert-base/fixed:12/16/blstm+cached', 'train-full/hubert-base/fixed:12/16/blstm']
 
 
+NOTHING = '-'                                                             # a workload: what was built is let go
+
+
 class Skip(Exception):
     """Raised by a peer's make: it takes no part in this workload."""
 
@@ -64,6 +67,7 @@ def serve(make):
         try:
             if workload != current:
                 current, run = None, None                                   # frees the model before the next one is made
+                if workload == NOTHING: raise Skip('nothing to do')
                 run, config = make(parse(workload))
                 current = workload
                 warm_up(run)

@@ -1,6 +1,7 @@
 // The arithmetic behind what sft-bench prints, on made-up measurements.
 #include "bench/report.h"
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "tests/doctest.h"
@@ -9,7 +10,13 @@ using namespace sft;
 
 namespace {
 
-const Ceilings kCeilings{.fma_one = 1e9, .fma_all = 2e9, .read = 5e9, .copy = 4e9};
+const Ceilings kCeilings{
+    .fma_one = 1e9,
+    .fma_all = 2e9,
+    .read = 5e9,
+    .copy = 4e9,
+    .f32_tile_all = 1.6e9,
+    .moments = {{1e9, 0.5e9, 2e9, 4}, {0.8e9, 0.4e9, 1.6e9, 4}, {1e9, 0.5e9, 1e9, 4}}};
 
 Report made_up() {
   const KernelRow kernel{"op", 2, {0.5, 0.25, 1, 3}, 0.8e9, 1e9};
@@ -60,7 +67,7 @@ TEST_CASE("bench: the table for people") {
   const auto says = [&](const std::string& part) {
     EXPECT_MESSAGE(text.find(part) != std::string::npos, part << " in\n" << text);
   };
-  says("fp32 FMA 1 GF/s one thread, 2 all; memory read 5.0 GB/s, copy 4.0\n");
+  says("fp32 FMA 1 GF/s one thread, 2 all; f32 tile 2 all; memory read 5.0 GB/s, copy 4.0\n");
   says(
       "op         2   500000.0 (250000.0 - 1000000.0) 25.0 %    0.800  1000.00    1.6    2.0     C "
       " 80.0\n");
@@ -69,6 +76,45 @@ TEST_CASE("bench: the table for people") {
   says("5.00 audio-seconds/s (2.50 - 10.00), a step 2000.0 ms, 499 frames\n");
   says("0.8 GFLOP: 20.0 % of the arithmetic limit; 1600.0 ms of processor time: 50.0 % of it\n");
   says("memory: planned 100 MiB, resident 150 MiB (1.50 of the plan)\n");
+  says("between the repetitions, median of 4 (min - max): FMA 1 (0 - 2) GF/s, tile 1 (0 - 2)\n");
+  says(
+      "  a step: 0 GF/s, 50.0 % of the median tile, 25.0 % of the best; a second of processor time "
+      "0 GF, 50.0 % of the tile's 1\n");
+  EXPECT(text.find("numerics") == std::string::npos);
+}
+
+TEST_CASE("bench: what was checked, and that it is wrong") {
+  Report report{.command = "ops", .ceilings = kCeilings};
+  report.numerics = Numerics{.error = 2e-6, .tolerance = 1e-5, .against = "last state, float64"};
+  const auto says = [&](const std::string& line) {
+    const std::string text = report_text(report);
+    EXPECT_MESSAGE(text.find(line) != std::string::npos, text);
+  };
+  says("numerics: exact; last state, float64: off by 2e-06, allowed 1e-05: PASS\n");
+  report.numerics->wrong = {"op: gradient 0"};
+  says("allowed 1e-05: INVALID\nINVALID op: gradient 0\n");
+  EXPECT(nlohmann::json::parse(report_json(report)).at("numerics").at("pass") == false);
+  report.numerics->wrong.clear(), report.numerics->error = NAN;
+  says("off by nan, allowed 1e-05: INVALID\n");
+}
+
+TEST_CASE("bench: decoding, for people and as JSON") {
+  Report report{.command = "io", .ceilings = kCeilings};
+  report.io = IoResult{.name = "m.tsv",
+                       .files = 3,
+                       .threads = 2,
+                       .audio_seconds = 10,
+                       .first_seconds = 2,
+                       .pass = {0.5, 0.25, 1, 3},
+                       .cpu_seconds = 0.75};
+  const std::string text = report_text(report);
+  EXPECT_MESSAGE(
+      text.find(
+          "io m.tsv: 3 files, 10.0 s of audio decoded by 2 threads in 0.500 s (0.250 - 1.000; "
+          "the first time 2.000)\n  20 audio-seconds/s; 0.750 s of processor time\n") !=
+          std::string::npos,
+      text);
+  EXPECT(nlohmann::json::parse(report_json(report)).at("io").at("as_per_s") == 20);
 }
 
 TEST_CASE("bench: the same as JSON") {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -19,6 +20,7 @@
 #include "tests/op_spec.h"
 #include "tests/run_program.h"
 #include "tests/temporary_folder.h"
+#include "train/corpus.h"
 
 using namespace sft;
 using test::Outcome;
@@ -326,6 +328,42 @@ TEST_CASE("sft-bench: a model extracts and trains; its memory is within the plan
          1.1 * train.at("result").at("planned_bytes").get<double>() + 64e6);
 }
 
+TEST_CASE("sft-bench: tiles, moments and numerics are in the report") {
+  if (absent()) return;
+  const auto model = report_of({"model", "hubert-tiny", "--mix", "fixed:1", "--repeats", "2"});
+  const auto& ceilings = model.at("ceilings");
+  EXPECT(ceilings.at("f32_tile_all").get<double>() > 0);
+  for (const char* rate : {"fma", "tile", "tile_busy"}) {
+    EXPECT(ceilings.at("moments").at(rate).at("n") == 3);  // before, between, behind
+    EXPECT(ceilings.at("moments").at(rate).at("median").get<double>() > 0);
+  }
+  EXPECT(ceilings.at("fma_all") >= ceilings.at("moments").at("fma").at("max"));
+  EXPECT(model.at("numerics").at("pass") == true);
+  const auto ops = report_of({"ops", "--op", "gelu", "--repeats", "1"});
+  EXPECT(ops.at("numerics").at("pass") == true);
+  EXPECT(ops.at("numerics").at("tol") == 1);
+}
+
+TEST_CASE("sft-bench: decoding, merging, and states in 16 bits") {
+  if (absent()) return;
+  const test::TemporaryFolder folder;
+  const auto io = report_of({"io", "digits", "--repeats", "1"}).at("io");
+  EXPECT(io.at("files") == 165);
+  EXPECT(io.at("audio_s").get<double>() == doctest::Approx(464.9).epsilon(1e-3));
+  const auto merge = report_of(
+      {"model", "hubert-tiny", "--task", "merge", "--repeats", "2", "--folder", folder.path()});
+  REQUIRE(merge.at("kernels").size() == 1);
+  EXPECT(merge.at("kernels")[0].at("name") == "merge/hubert-tiny/-/2/all");
+  EXPECT(merge.at("kernels")[0].at("bytes").get<double>() > 3 * 4 * 900'000);
+  EXPECT(std::filesystem::is_empty(folder.path()));
+  const std::string speech = find_corpus("digits");
+  const std::string flac = speech.substr(0, speech.rfind('/')) + "/george/c_george_test_002.flac";
+  const Outcome o = run_program("sft-bench", {"numerics", "hubert-tiny", flac, "--states", "4"});
+  EXPECT_MESSAGE(o.code == 0, o.err);
+  EXPECT(o.out.find("hubert-tiny\texact\t4\t") == 0);
+  EXPECT(run_program("sft-bench", {"io", folder / "none.tsv"}).code == 3);
+}
+
 TEST_CASE("sft-bench: head only leaves the encoder without a backward") {
   if (absent()) return;
   const auto train = report_of(
@@ -374,6 +412,8 @@ TEST_CASE("sft-bench: exit codes and messages") {
   refused({"ops", "--repeats", "0"}, "expected at least 1");
   refused({"model", "hubert-tiny", "--mix", "fixed:x"}, "expected fixed:SECONDS or mixed");
   refused({"model", "hubert-tiny", "--head", "lstm", "--task", "train-full"}, "expected linear");
+  refused({"model", "hubert-tiny", "--mix", "fixed:600", "--batch", "3000"},
+          "--batch 3000: expected at most 223");
   refused({"ops", "--device", "cuda", "--math", "fast16"}, "--math fast16 is of the CPU");
   EXPECT(run_program("sft-bench", {"ops", "--peers", "/nowhere/peers.json"}).code == 3);
   refused({"compare", "a", "b", "--fail-over", "few"}, "expected a percentage");
