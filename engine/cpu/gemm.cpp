@@ -24,6 +24,9 @@ struct Piece {
   bool gelu;
   const float* residual;  // or null
   int64_t residual_stride;
+  float* pre;  // or null
+  int64_t pre_stride;
+  bool once = false;  // y is not read soon
 };
 
 }  // namespace sft::cpu
@@ -47,6 +50,14 @@ void pack_panel(const float* w, int64_t stride, int64_t rows, int64_t K, float* 
       panel[k * kTileColumns + r] = r < rows ? w[r * stride + k] : 0;
 }
 
+// Past the caches, where a whole vector lies as they need it.
+HWY_INLINE void stream(Vec v, float* p, int64_t n) {
+  if (n >= lanes() && reinterpret_cast<uintptr_t>(p) % sizeof(Vec) == 0)
+    hn::Stream(v, Lanes(), p);
+  else
+    store(v, p, n);
+}
+
 // y [count, n] of rows from r and columns from c on.
 template <bool kGelu>
 void end_rows(const cpu::Piece& p, const float* sums, int64_t step, int64_t r, int64_t count,
@@ -54,12 +65,14 @@ void end_rows(const cpu::Piece& p, const float* sums, int64_t step, int64_t r, i
   for (int64_t last = r + count; r < last; ++r, sums += step) {
     const float* residual = p.residual ? p.residual + r * p.residual_stride + c : nullptr;
     float* y = p.y + r * p.y_stride + c;
+    float* pre = p.pre ? p.pre + r * p.pre_stride + c : nullptr;
     for_vectors(n, [&](int64_t i, int64_t m) {
       Vec v = load(sums + i, m);
       if (p.bias) v = hn::Add(v, load(p.bias + c + i, m));
+      if (pre) stream(v, pre + i, m);
       if (kGelu) v = gelu(v);
       if (residual) v = hn::Add(v, load(residual + i, m));
-      store(v, y + i, m);
+      p.once ? stream(v, y + i, m) : store(v, y + i, m);
     });
   }
 }
@@ -84,11 +97,14 @@ void matmul_piece(const cpu::Piece& p) {
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include <hwy/cache_control.h>
+
 #include <cstring>
 #include <dnnl.hpp>
 
 #include "engine/cpu/isa.h"
 #include "engine/cpu/parallel.h"
+#include "engine/cpu/rows.h"
 #include "engine/formats/numbers.h"
 
 namespace sft::cpu {
@@ -140,7 +156,9 @@ Piece piece_of(Tensor x, const PackedWeight& weight, Tensor y, const MatmulEnd& 
       .bias = end.bias ? end.bias.f32() : nullptr,
       .gelu = end.gelu,
       .residual = end.residual ? end.residual.f32() : nullptr,
-      .residual_stride = end.residual ? end.residual.row_stride : 0};
+      .residual_stride = end.residual ? end.residual.row_stride : 0,
+      .pre = end.pre ? end.pre.f32() : nullptr,
+      .pre_stride = end.pre ? end.pre.row_stride : 0};
 }
 
 // Columns [first, first + count) of what a piece makes.
@@ -150,6 +168,7 @@ Piece columns_of(Piece piece, int64_t first, int64_t count) {
   piece.y += first;
   if (piece.bias) piece.bias += first;
   if (piece.residual) piece.residual += first;
+  if (piece.pre) piece.pre += first;
   return piece;
 }
 
@@ -225,19 +244,39 @@ void widen_block(const PackedWeight& weight, int64_t first, int64_t count) {
   });
 }
 
+// What the end of a tile reads and writes is on its way while its products are made.
+void fetch_tile(const Piece& p, int64_t r, int64_t count, int64_t c) {
+  constexpr int64_t kLine = 16;
+  const auto fetch = [=](const float* data, int64_t stride) {
+    for (int64_t i = r; data && i < r + count; ++i)
+      for (int64_t j = c; j < c + narrow::kTileColumns; j += kLine)
+        __builtin_prefetch(data + i * stride + j, 1);
+  };
+  if (!p.once) fetch(p.y, p.y_stride);
+  if (p.residual != p.y) fetch(p.residual, p.residual_stride);
+}
+
+// y of rows, the first of which is row `above` of the tiles, times panels from column `first` on.
+void narrow_product(const Piece& p, const narrow::Rows& rows, int64_t above,
+                    const narrow::Panels& panels, int64_t first) {
+  namespace n = narrow;
+  alignas(64) float sums[n::kTileRows * n::kTileColumns];
+  for (int64_t c = 0; c < p.columns; c += n::kTileColumns)
+    for (int64_t r = 0; r < p.rows; r += n::kTileRows) {
+      const int64_t count = std::min(n::kTileRows, p.rows - r);
+      fetch_tile(p, r, count, c);
+      n::multiply(rows, above + r, panels, first + c, sums, n::kTileColumns);
+      HWY_DYNAMIC_DISPATCH(end_tile)
+      (p, sums, n::kTileColumns, r, count, c, std::min(n::kTileColumns, p.columns - c));
+    }
+}
+
 // One thread's share of a product of 16-bit numbers: columns [first, first + count) of y.
 void narrow_piece(const Piece& p, const PackedWeight& weight, int64_t first) {
   namespace n = narrow;
   const n::Rows rows = n::rows_in(p.copy, weight.narrowed.math, p.rows, p.x.depth);
   for (int64_t r = 0; r < p.rows; r += n::kTileRows) n::pack_tile(p.x, p.rows, r, rows);
-  alignas(64) float sums[n::kTileRows * n::kTileColumns];
-  for (int64_t c = 0; c < p.columns; c += n::kTileColumns)
-    for (int64_t r = 0; r < p.rows; r += n::kTileRows) {
-      n::multiply(rows, r, weight.narrowed, first + c, sums, n::kTileColumns);
-      HWY_DYNAMIC_DISPATCH(end_tile)
-      (p, sums, n::kTileColumns, r, std::min(n::kTileRows, p.rows - r), c,
-       std::min(n::kTileColumns, p.columns - c));
-    }
+  narrow_product(p, rows, 0, weight.narrowed, first);
 }
 
 // With all panels in place.
@@ -250,7 +289,8 @@ void multiply(Tensor x, const PackedWeight& weight, Tensor y, const MatmulEnd& e
     for (int64_t i = begin; i < end_piece; ++i) {
       const int64_t r = i / ranges * rows, n = std::min(rows, T - r), c = i % ranges * columns;
       MatmulEnd mine = end;
-      if (end.residual) mine.residual = end.residual.slice(r, n);
+      for (Tensor* rows : {&mine.residual, &mine.pre})
+        if (*rows) *rows = rows->slice(r, n);
       const Piece all = piece_of(x.slice(r, n), weight, y.slice(r, n), mine);
       const Piece piece = columns_of(all, c, std::min(columns, N - c));
       if (weight.narrowed)
@@ -258,6 +298,7 @@ void multiply(Tensor x, const PackedWeight& weight, Tensor y, const MatmulEnd& e
       else
         HWY_DYNAMIC_DISPATCH(matmul_piece)(piece);
     }
+    hwy::FlushStream();
   });
 }
 
@@ -275,7 +316,8 @@ void matmul(Tensor x, const PackedWeight& weight, Tensor y, const MatmulEnd& end
     widen_block(weight, n, count);
     MatmulEnd part = end;
     if (end.bias) part.bias = end.bias.slice(n, count);
-    if (end.residual) part.residual = end.residual.columns(n, count);
+    for (Tensor* columns : {&part.residual, &part.pre})
+      if (*columns) *columns = columns->columns(n, count);
     multiply(x, {weight.block, count, weight.K, weight.threads}, y.columns(n, count), part);
   }
 }
@@ -326,14 +368,20 @@ void matmul_dx(Tensor dy, const BackwardWeight& back, Grad dx) {
 namespace {
 
 // dweight [N, K]: sums over T of blocks of rows.
-void narrow_dweight(Tensor dy, Tensor x, const BackwardWeight& back, Grad dweight) {
+void narrow_dweight(Tensor dy, Tensor x, const BackwardWeight& back, Grad dweight, Grad dbias) {
   namespace n = narrow;
   const int64_t T = dy.rows(), N = dy.width(), K = x.width();
   const n::Rows left = n::rows_in(back.vectors, back.math, N, T);
   char* behind = static_cast<char*>(back.vectors) + whole(n::row_bytes(N, back.most_rows), 64);
   const n::Panels right = n::panels_in(behind, back.math, K, T);
   parallel_for(N, n::kTogether, [&](int64_t first, int64_t) {
-    n::pack_tiles({dy.f32(), N, T, 1, dy.row_stride}, first, left);
+    float sums[n::kTogether];
+    n::pack_tiles({dy.f32(), N, T, 1, dy.row_stride}, first, left, sums);
+    if (!dbias) return;
+    for (int64_t i = 0; i < std::min(n::kTogether, N - first); ++i) {
+      float& to = dbias.to.f32()[first + i];
+      to = dbias.add ? to + sums[i] : sums[i];
+    }
   });
   parallel_for(K, n::kTileColumns, [&](int64_t first, int64_t) {
     n::pack_panel({x.f32(), K, T, 1, x.row_stride}, first, right);
@@ -342,28 +390,24 @@ void narrow_dweight(Tensor dy, Tensor x, const BackwardWeight& back, Grad dweigh
   parallel_for(N, rows, [&](int64_t begin, int64_t end) {
     const Tensor to = dweight.to.slice(begin, end - begin);
     Piece p{.rows = end - begin, .columns = K, .y = to.f32(), .y_stride = to.row_stride};
+    p.once = !dweight.add;
     if (dweight.add) p.residual = p.y, p.residual_stride = p.y_stride;
-    alignas(64) float sums[n::kTileRows * n::kTileColumns];
-    for (int64_t c = 0; c < K; c += n::kTileColumns)
-      for (int64_t r = 0; r < p.rows; r += n::kTileRows) {
-        n::multiply(left, begin + r, right, c, sums, n::kTileColumns);
-        HWY_DYNAMIC_DISPATCH(end_tile)
-        (p, sums, n::kTileColumns, r, std::min(n::kTileRows, p.rows - r), c,
-         std::min(n::kTileColumns, K - c));
-      }
+    narrow_product(p, left, begin, right, 0);
+    hwy::FlushStream();
   });
 }
 
 }  // namespace
 
-void matmul_dweight(Tensor dy, Tensor x, const BackwardWeight& back, Grad dweight) {
-  if (!dweight) return;
+void matmul_dweight(Tensor dy, Tensor x, const BackwardWeight& back, Grad dweight, Grad dbias) {
+  if (!dweight) return sum_rows(dy, dbias);
   if (back.math != Math::exact && dy.rows() > 0) {
     CHECK(dy.rows() <= back.most_rows, "matmul_dweight: {} rows, room for {}", dy.rows(),
           back.most_rows);
     ++calls;
-    return narrow_dweight(dy, x, back, dweight);
+    return narrow_dweight(dy, x, back, dweight, dbias);
   }
+  sum_rows(dy, dbias);
   sgemm(true, false, dy.width(), x.width(), dy.rows(), dy.f32(), dy.row_stride, x.f32(),
         x.row_stride, dweight.add ? 1 : 0, dweight.to.f32(), dweight.to.row_stride);
 }

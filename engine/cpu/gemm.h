@@ -41,6 +41,7 @@ struct MatmulEnd {
   Tensor bias = {};      // [N]
   bool gelu = false;     // as vector_math-inl.h
   Tensor residual = {};  // [T, N]; may be y
+  Tensor pre = {};       // [T, N]; not empty: x W^T + bias is written there, past the caches
 };
 
 // y = act(x W^T + bias) + residual. x [T, K], y [T, N].
@@ -67,10 +68,10 @@ inline BackwardWeight pack_backward(Context& ctx, Tensor weight, int64_t rows, b
   return pack_backward(ctx, weight, rows, dx, dweight, ctx.math);
 }
 
-// Gradients of y = x W^T + b (b: sum_rows of rows.h), each skipped if nobody wants it. dy [T, N], x
-// [T, K].
+// Gradients of y = x W^T + b, each skipped if nobody wants it. dy [T, N], x [T, K].
 void matmul_dx(Tensor dy, const BackwardWeight& weight, Grad dx);
-void matmul_dweight(Tensor dy, Tensor x, const BackwardWeight& weight, Grad dweight);
+void matmul_dweight(Tensor dy, Tensor x, const BackwardWeight& weight, Grad dweight,
+                    Grad dbias = {});
 
 // Products of this thread so far: a layer's number must not depend on the number of utterances.
 int64_t gemm_calls();

@@ -172,19 +172,27 @@ __m512i words_of(Math math, __m512 first, __m512 second, __m512 inverse) {
   return _mm512_permutexvar_epi64(order, _mm512_packs_epi32(low, high));
 }
 
-// A block of each of 16 vectors whose numbers lie side by side.
+// to [kBlock] = n numbers, zeros behind them.
+const float* copy_block(const float* from, int64_t n, float* to) {
+  std::memcpy(to, from, n * sizeof(float));
+  std::memset(to + n, 0, (kBlock - n) * sizeof(float));
+  return to;
+}
+
+// A block of each of kCount <= 16 vectors whose numbers lie side by side.
+template <int kCount>
 class Stack {
  public:
   // n <= kBlock numbers of vector r; those behind them count as zeros.
   void set(int64_t r, const float* from, int64_t n) {
     alignas(64) static constexpr float kZeros[kBlock] = {};
-    rows_[r] = n == kBlock ? from : n > 0 ? copied(r, from, n) : kZeros;
+    rows_[r] = n == kBlock ? from : n > 0 ? copy_block(from, n, own_[r]) : kZeros;
     counts_[r] = static_cast<float>(n);
   }
 
   void measure() {
-    __m512 most[kLanes], sum[kLanes];
-    for (int r = 0; r < kLanes; ++r) {
+    __m512 most[kLanes] = {}, sum[kLanes] = {};
+    for (int r = 0; r < kCount; ++r) {
       Spread spread{_mm512_setzero_ps(), _mm512_setzero_ps()};
 #pragma GCC unroll 8
       for (int64_t i = 0; i < kBlock; i += kLanes) {
@@ -197,47 +205,40 @@ class Stack {
     sum_ = of_each<plus>(sum);
   }
 
-  // Of the first `count` vectors, whose blocks begin at number k.
-  void take_outliers(int64_t count, int64_t k, Outliers* of) {
-    uint32_t standing = stand_out() & below(count);
+  // of [kCount]; the blocks begin at number k.
+  void take_outliers(int64_t k, Outliers* of) {
+    uint32_t standing = stand_out() & kThere;
     if (!standing) return;
     for (; standing; standing &= standing - 1) {
       const int r = __builtin_ctz(standing);
       if (of[r].count == Outliers::kMost) continue;
       const auto n = static_cast<int64_t>(counts_[r]);
-      if (rows_[r] != own_[r]) rows_[r] = copied(r, rows_[r], n);
+      if (rows_[r] != own_[r]) rows_[r] = copy_block(rows_[r], n, own_[r]);
       narrow::take_outliers(own_[r], n, k, of[r]);
     }
     measure();
   }
 
-  // Of the first `count` vectors: words [kPairs], pair_step apart; scales [count].
-  void write(Math math, int64_t count, int32_t* to, int64_t pair_step, float* scales) const {
-    const __mmask16 wanted = below(count);
+  // Words [kPairs], pair_step apart; scales [kCount].
+  void write(Math math, int32_t* to, int64_t pair_step, float* scales) const {
     const __m512 scale = scale_of(most_, sum_);
     alignas(64) float inverse[kLanes];
     _mm512_store_ps(inverse, _mm512_div_ps(_mm512_set1_ps(1), scale));
-    _mm512_mask_storeu_ps(scales, wanted, scale);
+    _mm512_mask_storeu_ps(scales, kThere, scale);
     for (int64_t k = 0; k < kBlock; k += 2 * kLanes) {
-      __m512i words[kLanes];
+      __m512i words[kLanes] = {};
 #pragma GCC unroll 16
-      for (int r = 0; r < kLanes; ++r)
+      for (int r = 0; r < kCount; ++r)
         words[r] = words_of(math, _mm512_loadu_ps(rows_[r] + k),
                             _mm512_loadu_ps(rows_[r] + k + kLanes), _mm512_set1_ps(inverse[r]));
       turn(words);
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i, to += pair_step)
-        _mm512_mask_storeu_epi32(to, wanted, words[i]);
+        _mm512_mask_storeu_epi32(to, kThere, words[i]);
     }
   }
 
  private:
-  const float* copied(int64_t r, const float* from, int64_t n) {
-    std::memcpy(own_[r], from, n * sizeof(float));
-    std::memset(own_[r] + n, 0, (kBlock - n) * sizeof(float));
-    return own_[r];
-  }
-
   // As stands_out.
   __mmask16 stand_out() const {
     const __m512 others = _mm512_sub_ps(sum_, most_), zero = _mm512_sub_ps(sum_, sum_);
@@ -248,10 +249,11 @@ class Stack {
                                    _mm512_mul_ps(_mm512_set1_ps(kStandsOut), others), _CMP_GT_OQ);
   }
 
+  static constexpr __mmask16 kThere = (1u << kCount) - 1;
   __m512 most_, sum_;
-  alignas(64) float counts_[kLanes];
-  const float* rows_[kLanes];
-  alignas(64) float own_[kLanes][kBlock];
+  alignas(64) float counts_[kLanes] = {};
+  const float* rows_[kCount];
+  alignas(64) float own_[kCount][kBlock];
 };
 
 // Low and high numbers of pairs -> words.
@@ -275,7 +277,9 @@ class Beside {
   Beside(const float* from, int64_t n, int64_t depth, int64_t step) {
     constexpr int64_t kAhead = 24;  // rows fetched before their turn
     Spread spread[kVectors];
-    for (Spread& s : spread) s = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    __m512 total[kVectors];
+    for (int v = 0; v < kVectors; ++v)
+      spread[v].most = spread[v].sum = total[v] = _mm512_setzero_ps();
     for (int64_t k = 0; k < depth; ++k, from += step)
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
@@ -283,11 +287,13 @@ class Beside {
         fetch(from + kAhead * step + v * kLanes);
         _mm512_store_ps(numbers_ + k * kWidth + v * kLanes, x);
         add(spread[v], x);
+        total[v] = _mm512_add_ps(total[v], x);
       }
     std::fill(numbers_ + depth * kWidth, std::end(numbers_), 0.0f);
     for (int v = 0; v < kVectors; ++v) {
       const __m512 scale = scale_of(spread[v].most, spread[v].sum);
       _mm512_store_ps(scales_ + v * kLanes, scale);
+      _mm512_store_ps(sums_ + v * kLanes, total[v]);
       _mm512_store_ps(inverse_ + v * kLanes, _mm512_div_ps(_mm512_set1_ps(1), scale));
     }
   }
@@ -304,10 +310,15 @@ class Beside {
     std::copy_n(scales_ + first, count, scales);
   }
 
+  void add_sums(float* to) const {
+    for (int64_t i = 0; i < kWidth; ++i) to[i] += sums_[i];
+  }
+
  private:
   static constexpr int64_t kWidth = kVectors * kLanes;
   alignas(64) float numbers_[kBlock * kWidth + kLanes];  // whole vectors are read at any `first`
   alignas(64) float scales_[kWidth];
+  alignas(64) float sums_[kWidth];
   alignas(64) float inverse_[kWidth + kLanes] = {};
 };
 
@@ -318,14 +329,14 @@ void pack_rows_as_panel(const Vectors& from, int64_t first, const Panels& to, in
   const int64_t at = first / kTileColumns * to.blocks + block, k = block * kBlock;
   int32_t* panel = words(to.numbers) + at * kPairs * kTileColumns;
   for (int64_t c = 0; c < kTileColumns; c += kLanes) {
-    Stack stack;
+    Stack<kLanes> stack;
     for (int64_t i = 0; i < kLanes; ++i) {
       const int64_t vector = first + c + i;
       const int64_t n = vector < from.count ? std::min(kBlock, from.depth - k) : 0;
       stack.set(i, from.data + vector * from.vector + k, n);
     }
     stack.measure();
-    stack.write(to.math, kLanes, panel + c, kTileColumns, to.scales + at * kTileColumns + c);
+    stack.write(to.math, panel + c, kTileColumns, to.scales + at * kTileColumns + c);
   }
 }
 
@@ -363,10 +374,12 @@ constexpr int64_t kLater = 4 * kTileColumns / kMostTiles + 1;  // bytes
 template <Math math>
 [[gnu::always_inline]] inline void add_block(const int16_t* a, const int16_t* b, const char*& later,
                                              Sums& sums) {
-  constexpr int64_t kAhead = 16 * 2 * kTileColumns;  // fetched into the L1 cache before its turn
+  // Fetched into the L1 cache before their turn.
+  constexpr int64_t kAhead = 16 * 2 * kTileColumns, kRowsAhead = 32 * kTileRows;
   const int32_t* left = reinterpret_cast<const int32_t*>(a);
   for (int64_t pair = 0; pair < kPairs; ++pair, left += kTileRows, b += 2 * kTileColumns) {
     const __m512i right[2] = {_mm512_loadu_si512(b), _mm512_loadu_si512(b + kTileColumns)};
+    _mm_prefetch(reinterpret_cast<const char*>(left + kRowsAhead), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(b + kAhead), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(b + kAhead + kTileColumns), _MM_HINT_T0);
     _mm_prefetch(later, _MM_HINT_T1);
@@ -433,26 +446,27 @@ void pack_tile(const ProductRows& from, int64_t rows, int64_t first, const Rows&
   for (int64_t r = 0; r < kTileRows; ++r) outliers[r].count = 0;
   for (int64_t block = 0; block < to.blocks; ++block) {
     const int64_t k = block * kBlock, at = (first / kTileRows * to.blocks + block) * kTileRows;
-    Stack stack;
-    for (int64_t r = 0; r < kLanes; ++r) {
+    Stack<kTileRows> stack;
+    for (int64_t r = 0; r < kTileRows; ++r) {
       const float* row = from.data + (first + r) * from.step + k;
       const int64_t depth = std::min(kBlock, from.depth - k);
-      const bool there = r < kTileRows && first + r < rows;
-      stack.set(r, row, there ? std::clamp<int64_t>(from.end - row, 0, depth) : 0);
+      stack.set(r, row, first + r < rows ? std::clamp<int64_t>(from.end - row, 0, depth) : 0);
     }
     stack.measure();
-    if (to.math == Math::fast16) stack.take_outliers(kTileRows, k, outliers);
-    stack.write(to.math, kTileRows, words(to.numbers + at * kBlock), kTileRows, to.scales + at);
+    if (to.math == Math::fast16) stack.take_outliers(k, outliers);
+    stack.write(to.math, words(to.numbers + at * kBlock), kTileRows, to.scales + at);
   }
 }
 
-void pack_tiles(const Vectors& from, int64_t first, const Rows& to) {
+void pack_tiles(const Vectors& from, int64_t first, const Rows& to, float* sums) {
+  std::fill_n(sums, kTogether, 0.0f);
   const int64_t count = std::min(kTogether, from.count - first);
   for (int64_t r = 0; r < whole(count, kTileRows); ++r) to.outliers[first + r].count = 0;
   for (int64_t block = 0; block < to.blocks; ++block) {
     const int64_t k = block * kBlock;
     const Beside<kTogether / kLanes> numbers(from.data + k * from.number + first, count,
                                              std::min(kBlock, from.depth - k), from.number);
+    numbers.add_sums(sums);
     for (int64_t r = 0; r < count; r += kTileRows) {
       const int64_t at = ((first + r) / kTileRows * to.blocks + block) * kTileRows;
       numbers.write(to.math, r, kTileRows, words(to.numbers + at * kBlock), kTileRows,
@@ -490,7 +504,7 @@ void multiply(const Rows& rows, int64_t first, const Panels& panels, int64_t col
 
 bool available(Math) { return false; }
 void pack_tile(const ProductRows&, int64_t, int64_t, const Rows&) {}
-void pack_tiles(const Vectors&, int64_t, const Rows&) {}
+void pack_tiles(const Vectors&, int64_t, const Rows&, float*) {}
 void pack_panel(const Vectors&, int64_t, const Panels&) {}
 void multiply(const Rows&, int64_t, const Panels&, int64_t, float*, int64_t) {}
 

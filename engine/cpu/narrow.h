@@ -66,9 +66,10 @@ struct Vectors {
 
 // The tile from row first on, zeros for rows that are none.
 void pack_tile(const ProductRows& from, int64_t rows, int64_t first, const Rows& to);
-// The tiles of kTogether rows that lie side by side (vector == 1); no outliers.
+// The tiles of kTogether rows that lie side by side (vector == 1); no outliers. sums [kTogether]:
+// of each row's numbers.
 constexpr int64_t kTogether = 4 * kTileRows;
-void pack_tiles(const Vectors& from, int64_t first, const Rows& to);
+void pack_tiles(const Vectors& from, int64_t first, const Rows& to, float* sums);
 // The panel from column first on.
 void pack_panel(const Vectors& from, int64_t first, const Panels& to);
 

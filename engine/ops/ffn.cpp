@@ -130,9 +130,13 @@ FfnOut ffn_forward(Context& ctx, Tensor x, const FfnWeights& weights, const FfnE
   for_blocks(T, block, [&](int64_t first, int64_t n) {
     const Tensor act = acts.slice(0, n), pre = keep ? out.pre.slice(first, n) : act;
     const Tensor y = out.y.slice(first, n), residual = rows_of(epilogue.residual, first, n);
-    const bool apart = keep || inside;  // pre is wanted, or factors stand between
-    cpu::matmul(x.slice(first, n), up, pre, {.bias = weights.up_bias, .gelu = !apart});
-    if (apart) activate(pre, inside.from(first), act);
+    if (inside) {  // factors stand between
+      cpu::matmul(x.slice(first, n), up, pre, {.bias = weights.up_bias});
+      activate(pre, inside.from(first), act);
+    } else {
+      cpu::matmul(x.slice(first, n), up, act,
+                  {.bias = weights.up_bias, .gelu = true, .pre = keep ? pre : Tensor()});
+    }
     cpu::matmul(act, down, y,
                 {.bias = weights.down_bias, .residual = outside ? Tensor() : residual});
     if (outside) cpu::scale_rows(residual, y, outside.from(first), y);
@@ -167,14 +171,14 @@ void ffn_backward(Context& ctx, Tensor dy, Tensor x, const FfnWeights& weights,
       cpu::scale_rows({}, product, outside.from(first), products.slice(0, n));
       product = products.slice(0, n);
     }
+    const Tensor pre_rows = pre.slice(first, n), sums = group_sums.slice(0, row_groups(n));
     cpu::matmul_dx(product, down, {dpre, false});
-    const Tensor sums = group_sums.slice(0, row_groups(n));
-    activate_back(pre.slice(first, n), inside.from(first), act, dpre, sums);
+    activate_back(pre_rows, inside.from(first), act, dpre, sums);
     cpu::matmul_dx(dpre, up, rows_of(grads.x, first, n));
     cpu::matmul_dweight(dpre, x_rows, up, block_sum(grads.up_weight, first));
     cpu::sum_rows(sums, block_sum(grads.up_bias, first));
-    cpu::matmul_dweight(product, act, down, block_sum(grads.down_weight, first));
-    cpu::sum_rows(product, block_sum(grads.down_bias, first));
+    cpu::matmul_dweight(product, act, down, block_sum(grads.down_weight, first),
+                        block_sum(grads.down_bias, first));
   });
 }
 

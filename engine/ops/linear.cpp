@@ -47,8 +47,7 @@ void linear_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight,
   cpu::scale_rows(dy, cpu::DropoutRows(), dresidual);
   if (rows && inner) cpu::scale_rows(dy, rows, {product, false});
   cpu::matmul_dx(product, packed, dx);
-  cpu::matmul_dweight(product, x, packed, dweight);
-  cpu::sum_rows(product, dbias);
+  cpu::matmul_dweight(product, x, packed, dweight, dbias);
 }
 
 }  // namespace sft

@@ -206,7 +206,6 @@ HWY_AFTER_NAMESPACE();
 
 #include "engine/cpu/gemm.h"
 #include "engine/cpu/parallel.h"
-#include "engine/cpu/rows.h"
 
 namespace sft {
 namespace {
@@ -392,13 +391,10 @@ void lstm_backward(Context& ctx, Tensor dy, Tensor x, std::span<const LstmWeight
   if (ctx.dry) return;
   for (size_t d = 0; d < D; ++d) {
     ProfileScope profile(ctx.profile, "lstm.backward", flops(x, H, D), 4.0 * T * 10 * H);
-    cpu::sum_rows(dgates[d], grads[d].b_ih);
-    cpu::sum_rows(dgates[d], grads[d].b_hh);
     cpu::matmul_dx(dgates[d], inputs[d], {dx.to, dx.add || d == 1});
-    cpu::matmul_dweight(dgates[d], x, inputs[d], grads[d].w_ih);
-    if (!grads[d].w_hh) continue;
-    shift(out.y.columns(d * H, H), segments, d == 1, before);
-    cpu::matmul_dweight(dgates[d], before, states[d], grads[d].w_hh);
+    cpu::matmul_dweight(dgates[d], x, inputs[d], grads[d].w_ih, grads[d].b_ih);
+    if (grads[d].w_hh) shift(out.y.columns(d * H, H), segments, d == 1, before);
+    cpu::matmul_dweight(dgates[d], before, states[d], grads[d].w_hh, grads[d].b_hh);
   }
 }
 

@@ -50,7 +50,10 @@ Matrix product(Math math, Matrix x, Matrix w, bool turned = false) {
   const n::Panels panels = n::panels_in(right.data(), math, N, K);
   Matrix xt = x.transposed(), wt = w.transposed();
   if (turned)
-    for (int64_t r = 0; r < T; r += n::kTogether) n::pack_tiles({xt.row(0), T, K, 1, T}, r, rows);
+    for (int64_t r = 0; r < T; r += n::kTogether) {
+      float sums[n::kTogether];
+      n::pack_tiles({xt.row(0), T, K, 1, T}, r, rows, sums);
+    }
   else
     for (int64_t r = 0; r < T; r += n::kTileRows)
       n::pack_tile({x.row(0), x.row(0) + T * K, K, K}, T, r, rows);
