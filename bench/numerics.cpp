@@ -49,13 +49,6 @@ States states_of(const ModelFile& model, const std::vector<int>& states,
   return out;
 }
 
-States reference(const ModelFile& model, const std::vector<int>& states,
-                 std::span<const std::span<const float>> waves, Math math) {
-  if (math != Math::exact) return states_of(model, states, waves, Math::exact);
-  const OtherIsa other;
-  return states_of(model, states, waves, Math::exact);
-}
-
 double relative(const std::vector<float>& ours, const std::vector<float>& theirs) {
   double difference = 0, norm = 0;
   for (size_t i = 0; i < ours.size(); ++i) {
@@ -67,12 +60,25 @@ double relative(const std::vector<float>& ours, const std::vector<float>& theirs
 
 }  // namespace
 
-std::vector<double> state_errors(const ModelFile& model, const std::vector<int>& states,
-                                 std::span<const std::span<const float>> waves, Math math) {
-  const States theirs = reference(model, states, waves, math);
-  const States ours = states_of(model, states, waves, math);
-  std::vector<double> errors;
-  for (size_t i = 0; i < states.size(); ++i) errors.push_back(relative(ours[i], theirs[i]));
+std::vector<std::vector<double>> state_errors(const ModelFile& model,
+                                              const std::vector<int>& states,
+                                              std::span<const std::span<const float>> waves,
+                                              std::span<const Math> maths) {
+  const States exact = states_of(model, states, waves, Math::exact);
+  std::vector<std::vector<double>> errors;
+  for (const Math math : maths) {
+    States theirs;
+    if (math == Math::exact) {
+      const OtherIsa other;
+      theirs = states_of(model, states, waves, math);
+    } else {
+      theirs = states_of(model, states, waves, math);
+    }
+    std::vector<double>& of_states = errors.emplace_back();
+    for (size_t i = 0; i < states.size(); ++i)
+      of_states.push_back(math == Math::exact ? relative(exact[i], theirs[i])
+                                              : relative(theirs[i], exact[i]));
+  }
   return errors;
 }
 
@@ -86,7 +92,7 @@ Numerics check_model(const Config& config, Math math, uint64_t seed) {
   const std::vector<float> wave = noise(seed, 0, kSampleRate);
   const std::span<const float> view = wave;
   const std::vector<int> last{static_cast<int>(config.layers)};
-  return {.error = state_errors(model, last, {&view, 1}, math)[0],
+  return {.error = state_errors(model, last, {&view, 1}, {&math, 1})[0][0],
           .tolerance = allowed_state_error(math),
           .against = math == Math::exact ? "last state, another instruction set"
                                          : "last state, f32 products"};

@@ -12,11 +12,14 @@
 
 namespace sft {
 
-// States of `model` in `math` for these waves, relative to f32 products: one Frobenius norm of the
-// difference over that of the state each, all frames of all waves together. Of exact, where the two
-// would be the same, the reference is computed by another instruction set.
-std::vector<double> state_errors(const ModelFile& model, const std::vector<int>& states,
-                                 std::span<const std::span<const float>> waves, Math math);
+// States of `model` for these waves, relative to f32 products: one Frobenius norm of the
+// difference over that of the state each, all frames of all waves together; [math][state]. Of
+// exact, where the two would be the same, the reference is computed by another instruction set,
+// several times as slow.
+std::vector<std::vector<double>> state_errors(const ModelFile& model,
+                                              const std::vector<int>& states,
+                                              std::span<const std::span<const float>> waves,
+                                              std::span<const Math> maths);
 // How far the last state may be off (docs/math.md).
 double allowed_state_error(Math math);
 

@@ -241,9 +241,11 @@ void numerics(Cli& cli) {
   std::string model;
   std::vector<std::string> audio;
   std::string states = "all";
+  bool exact = false;
   cli.argument("MODEL", model, "a preset, with random weights, or a model");
   cli.argument("AUDIO", audio, "audio files");
   cli.option("--states", states, "all, last, or numbers: 0,6,12");
+  cli.flag("--exact", exact, "f32 products too, against those of another instruction set; slow");
   cli.parse();
   cpu::choose_isa();
   const ModelFile file = weights_of(model, cli.seed());
@@ -251,12 +253,14 @@ void numerics(Cli& cli) {
   std::vector<std::vector<float>> waves;
   for (const std::string& path : audio) waves.push_back(load_audio(path));
   const std::vector<std::span<const float>> views(waves.begin(), waves.end());
-  for (Math math : {Math::exact, Math::fast16, Math::bf16}) {
-    if (math != Math::exact && !cpu::narrow::available(math)) continue;
-    const std::vector<double> errors = state_errors(file, wanted, views, math);
+  std::vector<Math> maths;
+  if (exact) maths.push_back(Math::exact);
+  for (Math math : {Math::fast16, Math::bf16})
+    if (cpu::narrow::available(math)) maths.push_back(math);
+  const auto errors = state_errors(file, wanted, views, maths);
+  for (size_t m = 0; m < maths.size(); ++m)
     for (size_t i = 0; i < wanted.size(); ++i)
-      fmt::print("{}\t{}\t{}\t{:.3g}\n", printable(model), name(math), wanted[i], errors[i]);
-  }
+      fmt::print("{}\t{}\t{}\t{:.3g}\n", printable(model), name(maths[m]), wanted[i], errors[m][i]);
 }
 
 // "5%", "5" -> 0.05

@@ -1,9 +1,10 @@
 """Two random HuBERT Base models and a 5 s file, for the benches of whole processes.
 
-    python inputs.py DIR      -> DIR/hubert-base/ (a Hugging Face folder), DIR/tuned.safetensors, DIR/five.wav
+    python inputs.py DIR      -> DIR/hubert-base/, DIR/hubert-base-tuned/ (Hugging Face folders), DIR/five.wav
 """
 import json
 import os
+import shutil
 import sys
 
 import soundfile
@@ -24,7 +25,8 @@ def main(out):
                    'sampling_rate': workloads.RATE}, f)
     weights = load_file(os.path.join(folder, 'model.safetensors'))
     tuned = {k: v + 0.01 * torch.randn_like(v) for k, v in weights.items()}
-    save_file(tuned, os.path.join(out, 'tuned.safetensors'), metadata={'format': 'pt'})
+    shutil.copytree(folder, folder + '-tuned', dirs_exist_ok=True)
+    save_file(tuned, os.path.join(folder + '-tuned', 'model.safetensors'), metadata={'format': 'pt'})
     soundfile.write(os.path.join(out, 'five.wav'), workloads.audio([5])[0], workloads.RATE)
 
 

@@ -105,10 +105,10 @@ class SftBench:
 
 
 def files(cache):
-    """The inputs of the whole-process benches, made once: {model folder, base, tuned, audio}."""
-    names = dict(model='hubert-base', base='hubert-base/model.safetensors', tuned='tuned.safetensors', audio='five.wav')
+    """The inputs of the whole-process benches, made once: {model, base, tuned (folders), audio}."""
+    names = dict(model='hubert-base', base='hubert-base', tuned='hubert-base-tuned', audio='five.wav')
     at = {k: os.path.join(cache, v) for k, v in names.items()}
-    if not os.path.exists(at['audio']):
+    if not all(os.path.exists(path) for path in at.values()):
         subprocess.run([sys.executable, os.path.join(HERE, 'inputs.py'), cache], check=True)
     return at
 
@@ -123,7 +123,8 @@ def whole_processes(args, env, task, scratch):
 
     template = args.sft_merge if task == 'merge' else args.sft_extract
     if template: out['exact', 'sft'] = Process(shlex.split(template.format(**at)), env)
-    if task == 'merge': whole('safetensors', 'safetensors_merge.py', at['base'], at['tuned'], at['out'] + '.safetensors')
+    weights = [os.path.join(at[k], 'model.safetensors') for k in ('base', 'tuned')]
+    if task == 'merge': whole('safetensors', 'safetensors_merge.py', *weights, at['out'] + '.safetensors')
     if task == 'start' and 'pytorch' in args.peers:
         whole('pytorch', 'pytorch.py', '--threads', threads, '--first', at['model'], at['audio'])
     if task == 'start' and 'onnxruntime' in args.peers:
