@@ -283,6 +283,8 @@ class Pass {
   const std::byte* read(const StoredTensor& tensor, const Chunk& chunk, std::vector<std::byte>& to);
   void copy(const Item& item, const Chunk& chunk, Sums sums, Scratch& s);
   void merge(const Item& item, const Chunk& chunk, Sums sums, Scratch& s);
+  bool plain(const Item& item) const;
+  void merge_plain(const Item& item, const Chunk& chunk, Sums sums, Scratch& s);
   // The bytes of output `k` of a chunk.
   const std::byte* merged(const Item& item, const Chunk& chunk, size_t k, Sums sums, Scratch& s);
   void place(const Chunk& chunk, size_t output, const std::byte* bytes);
@@ -400,7 +402,25 @@ const std::byte* Pass::merged(const Item& item, const Chunk& chunk, size_t k, Su
   return bytes;
 }
 
+bool Pass::plain(const Item& item) const {
+  return writers_.size() == 1 && item.tuned.size() == 1 && item.alphas[0] != 0 &&
+         item.alphas[0] != 1 && item.base->dtype == Dtype::f32 &&
+         item.tuned[0]->dtype == Dtype::f32 && stored_type(item) == Dtype::f32;
+}
+
+// One tuned model and one output, all f32: what merge() computes, in one pass over the numbers.
+void Pass::merge_plain(const Item& item, const Chunk& chunk, Sums sums, Scratch& s) {
+  const auto* base = reinterpret_cast<const float*>(read(*item.base, chunk, s.base));
+  const auto* tuned = reinterpret_cast<const float*>(read(*item.tuned[0], chunk, s.tuned));
+  const StepSums found =
+      step_f32(base, tuned, item.alphas[0], reinterpret_cast<float*>(s.out.data()), chunk.count);
+  sums.base() = found.base, sums.difference() = found.difference;
+  sums.change(0) = found.change, sums.rounding(0) = found.rounding;
+  place(chunk, 0, s.out.data());
+}
+
 void Pass::merge(const Item& item, const Chunk& chunk, Sums sums, Scratch& s) {
+  if (plain(item)) return merge_plain(item, chunk, sums, s);
   const int64_t n = chunk.count;
   double *theta0 = s.theta0.data(), *delta = s.delta.data();
   to_f64(item.base->dtype, read(*item.base, chunk, s.base), theta0, n);

@@ -13,6 +13,11 @@ void narrow(const double* from, float* to, int64_t count);  // to nearest even
 void add_difference(const double* theta, const double* theta0, double* delta, int64_t count);
 // to = theta0 + alpha delta; theta0 itself (its sign too, if it is 0) where delta is 0
 void step_from(const double* theta0, const double* delta, double alpha, double* to, int64_t count);
+// f32 in and out, all at once: to = base + alpha * (tuned - base), rounded once; sums of squares.
+struct StepSums {
+  double base, difference, change, rounding;
+};
+StepSums step_f32(const float* base, const float* tuned, double alpha, float* to, int64_t count);
 double square_sum(const double* x, int64_t count);
 double square_distance(const double* x, const double* y, int64_t count);
 
