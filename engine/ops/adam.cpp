@@ -9,7 +9,11 @@ HWY_BEFORE_NAMESPACE();
 namespace sft::HWY_NAMESPACE {
 
 void adam_range(float* p, const float* g, float* m, float* v, int64_t count, const AdamScalars& s) {
+  constexpr int64_t kAhead = 640;  // numbers fetched before their turn
   for_vectors(count, [&](int64_t i, int64_t n) {
+    for (const float* from : {static_cast<const float*>(p), g, static_cast<const float*>(m),
+                              static_cast<const float*>(v)})
+      __builtin_prefetch(from + i + kAhead);
     const Vec weight = load(p + i, n);
     const Vec grad = hn::MulAdd(set(s.clip), load(g + i, n), hn::Mul(set(s.decay), weight));
     const Vec mean =
