@@ -154,55 +154,53 @@ __m512 plus(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
 // f over the lanes of each of 16 vectors: lane r of what is returned belongs to vectors[r].
 template <__m512 (*f)(__m512, __m512)>
 __m512 of_each(const __m512 (&vectors)[kLanes]) {
-  __m512i turned[kLanes];
-  for (int r = 0; r < kLanes; ++r) turned[r] = _mm512_castps_si512(vectors[r]);
-  turn(turned);
-  __m512 out = _mm512_castsi512_ps(turned[0]);
-#pragma GCC unroll 15
-  for (int i = 1; i < kLanes; ++i) out = f(out, _mm512_castsi512_ps(turned[i]));
-  return out;
+  __m512 pairs[8], fours[4], eights[2];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+    pairs[i] = f(_mm512_unpacklo_ps(vectors[2 * i], vectors[2 * i + 1]),
+                 _mm512_unpackhi_ps(vectors[2 * i], vectors[2 * i + 1]));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d low = _mm512_castps_pd(pairs[2 * i]), high = _mm512_castps_pd(pairs[2 * i + 1]);
+    fours[i] = f(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
+                 _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+  }
+  for (int i = 0; i < 2; ++i)
+    eights[i] = f(_mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0x88),
+                  _mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0xdd));
+  return f(_mm512_shuffle_f32x4(eights[0], eights[1], 0x88),
+           _mm512_shuffle_f32x4(eights[0], eights[1], 0xdd));
 }
 
-// 32 numbers -> 16 words of two.
+// 32 numbers -> 16 words of two, word i of which is pair kPairAt[i]: the order of _mm512_packs.
+constexpr int kPairAt[kLanes] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
 __m512i words_of(Math math, __m512 first, __m512 second, __m512 inverse) {
-  if (math == Math::bf16) return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+  if (math == Math::bf16) {
+    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    return _mm512_permutexvar_epi64(order,
+                                    reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
+  }
   const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(first, inverse));
   const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(second, inverse));
-  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-  return _mm512_permutexvar_epi64(order, _mm512_packs_epi32(low, high));
-}
-
-// to [kBlock] = n numbers, zeros behind them.
-const float* copy_block(const float* from, int64_t n, float* to) {
-  std::memcpy(to, from, n * sizeof(float));
-  std::memset(to + n, 0, (kBlock - n) * sizeof(float));
-  return to;
+  return _mm512_packs_epi32(low, high);
 }
 
 // A block of each of kCount <= 16 vectors whose numbers lie side by side.
 template <int kCount>
 class Stack {
  public:
-  // n <= kBlock numbers of vector r; those behind them count as zeros.
+  // n <= kBlock numbers of vector r; those behind them count as zeros. All vectors, then measure().
   void set(int64_t r, const float* from, int64_t n) {
-    alignas(64) static constexpr float kZeros[kBlock] = {};
-    rows_[r] = n == kBlock ? from : n > 0 ? copy_block(from, n, own_[r]) : kZeros;
     counts_[r] = static_cast<float>(n);
+    if (n == kBlock) return copy(r, from);
+    if (n > 0) std::memcpy(own_[r], from, n * sizeof(float));
+    std::memset(own_[r] + n, 0, (kBlock - n) * sizeof(float));
+    copy(r, own_[r]);
   }
 
   void measure() {
-    __m512 most[kLanes] = {}, sum[kLanes] = {};
-    for (int r = 0; r < kCount; ++r) {
-      Spread spread{_mm512_setzero_ps(), _mm512_setzero_ps()};
-#pragma GCC unroll 8
-      for (int64_t i = 0; i < kBlock; i += kLanes) {
-        add(spread, _mm512_loadu_ps(rows_[r] + i));
-        fetch(rows_[r] + kBlock + i);
-      }
-      most[r] = spread.most, sum[r] = spread.sum;
-    }
-    most_ = of_each<larger>(most);
-    sum_ = of_each<plus>(sum);
+    most_ = of_each<larger>(each_most_);
+    sum_ = of_each<plus>(each_sum_);
   }
 
   // of [kCount]; the blocks begin at number k.
@@ -212,9 +210,8 @@ class Stack {
     for (; standing; standing &= standing - 1) {
       const int r = __builtin_ctz(standing);
       if (of[r].count == Outliers::kMost) continue;
-      const auto n = static_cast<int64_t>(counts_[r]);
-      if (rows_[r] != own_[r]) rows_[r] = copy_block(rows_[r], n, own_[r]);
-      narrow::take_outliers(own_[r], n, k, of[r]);
+      narrow::take_outliers(own_[r], static_cast<int64_t>(counts_[r]), k, of[r]);
+      copy(r, own_[r]);
     }
     measure();
   }
@@ -225,20 +222,33 @@ class Stack {
     alignas(64) float inverse[kLanes];
     _mm512_store_ps(inverse, _mm512_div_ps(_mm512_set1_ps(1), scale));
     _mm512_mask_storeu_ps(scales, kThere, scale);
-    for (int64_t k = 0; k < kBlock; k += 2 * kLanes) {
+    for (int64_t k = 0; k < kBlock; k += 2 * kLanes, to += kLanes * pair_step) {
       __m512i words[kLanes] = {};
 #pragma GCC unroll 16
       for (int r = 0; r < kCount; ++r)
-        words[r] = words_of(math, _mm512_loadu_ps(rows_[r] + k),
-                            _mm512_loadu_ps(rows_[r] + k + kLanes), _mm512_set1_ps(inverse[r]));
+        words[r] = words_of(math, _mm512_load_ps(own_[r] + k), _mm512_load_ps(own_[r] + k + kLanes),
+                            _mm512_set1_ps(inverse[r]));
       turn(words);
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i, to += pair_step)
-        _mm512_mask_storeu_epi32(to, kThere, words[i]);
+      for (int i = 0; i < kLanes; ++i)
+        _mm512_mask_storeu_epi32(to + kPairAt[i] * pair_step, kThere, words[i]);
     }
   }
 
  private:
+  // Side by side: rows far apart may share a set of the L1 cache.
+  void copy(int64_t r, const float* from) {
+    Spread spread{_mm512_setzero_ps(), _mm512_setzero_ps()};
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kBlock; i += kLanes) {
+      const __m512 x = _mm512_loadu_ps(from + i);
+      _mm512_store_ps(own_[r] + i, x);
+      add(spread, x);
+      fetch(from + kBlock + i);
+    }
+    each_most_[r] = spread.most, each_sum_[r] = spread.sum;
+  }
+
   // As stands_out.
   __mmask16 stand_out() const {
     const __m512 others = _mm512_sub_ps(sum_, most_), zero = _mm512_sub_ps(sum_, sum_);
@@ -250,9 +260,8 @@ class Stack {
   }
 
   static constexpr __mmask16 kThere = (1u << kCount) - 1;
-  __m512 most_, sum_;
+  __m512 each_most_[kLanes] = {}, each_sum_[kLanes] = {}, most_, sum_;
   alignas(64) float counts_[kLanes] = {};
-  const float* rows_[kCount];
   alignas(64) float own_[kCount][kBlock];
 };
 
