@@ -151,8 +151,11 @@ cpu::narrow::Panels forward_narrow(Context& ctx, const Conv& conv) {
   const int64_t Cin = conv.Cin(), K = conv.taps(), C = conv.Cout(), depth = K * Cin;
   const float* w = conv.weight.f32();
   const float* rows = derived(ctx, w, fnv1a("conv_strided.rows"), C * depth, [=](float* out) {
-    for (int64_t o = 0; o < C; ++o)
-      for (int64_t k = 0; k < depth; ++k) out[o * depth + k] = w[(o * Cin + k % Cin) * K + k / Cin];
+    cpu::parallel_for(C, 8, [=](int64_t begin, int64_t end) {
+      for (int64_t o = begin; o < end; ++o)
+        for (int64_t k = 0; k < depth; ++k)
+          out[o * depth + k] = w[(o * Cin + k % Cin) * K + k / Cin];
+    });
   });
   return cpu::narrow_panels(ctx, w, fnv1a("conv_strided.narrow"), {rows, C, depth, depth, 1});
 }
@@ -257,6 +260,27 @@ const float* backward_panels(Context& ctx, const Conv& conv) {
   });
 }
 
+// Of one phase, 16 bits each.
+cpu::narrow::Panels backward_narrow(Context& ctx, const Conv& conv, const Phase& phase) {
+  const int64_t Cin = conv.Cin(), C = conv.Cout(), K = conv.taps(), padded = whole_tiles(C);
+  const int64_t stride = conv.options.stride, depth = phase.taps * padded;
+  const float* w = conv.weight.f32();
+  const auto kind = static_cast<uint32_t>(phase.phase) * 8;
+  const float* rows =
+      derived(ctx, w, fnv1a("conv_strided.dx.rows") + kind, Cin * depth, [=](float* out) {
+        cpu::parallel_for(Cin, 8, [=](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i)
+            for (int64_t k = 0; k < depth; ++k) {
+              const int64_t tap = phase.phase + (phase.taps - 1 - k / padded) * stride;
+              const int64_t o = k % padded;
+              out[i * depth + k] = o < C ? w[(o * Cin + i) * K + tap] : 0.0f;
+            }
+        });
+      });
+  return cpu::narrow_panels(ctx, w, fnv1a("conv_strided.dx.narrow") + kind,
+                            {rows, Cin, depth, depth, 1});
+}
+
 // Gradient of pre, [lead + rows, padded]: zero in the lead, between slots and past C.
 struct PreGradient {
   float* data;
@@ -291,23 +315,33 @@ void sum_partials(const float* partial, int64_t chunks, int64_t C, int64_t which
   }
 }
 
-void compute_input_gradient(const Conv& conv, const PreGradient& dpre, const float* panels,
-                            const cpu::ThreadScratch& threads, Grad dx) {
-  const int64_t Cin = conv.Cin(), padded = whole_tiles(Cin), stride = conv.options.stride;
-  const int64_t step = padded + cpu::kProductGap;
-  cpu::parallel_for(conv.rows(), cpu::product_chunk(conv.rows()), [&](int64_t begin, int64_t end) {
-    float *copy = threads.mine(), *sums = copy + cpu::kProductCopy;
-    for (int64_t p = 0; p < stride; ++p) {
-      const Phase phase = phase_of(conv, p);
-      const cpu::ProductRows rows{dpre.row(begin - phase.taps + 1), dpre.row(conv.rows()),
-                                  dpre.padded, phase.taps * dpre.padded};
+// Rows of dx of one phase; panels, or 16 bits each.
+struct PhaseWeight {
+  Phase phase;
+  const float* panels;
+  cpu::narrow::Panels narrow;
+};
+
+void phase_gradient(const Conv& conv, const PreGradient& dpre, const PhaseWeight& weight,
+                    const cpu::ThreadScratch& threads, int64_t copied, Grad dx) {
+  const auto [phase, panels, narrow] = weight;
+  const int64_t Cin = conv.Cin(), padded = whole_tiles(Cin), step = padded + cpu::kProductGap;
+  const int64_t depth = phase.taps * dpre.padded, stride = conv.options.stride;
+  const int64_t chunk =
+      narrow ? cpu::narrow::chunk(conv.rows(), depth) : cpu::product_chunk(conv.rows());
+  cpu::parallel_for(conv.rows(), chunk, [&](int64_t begin, int64_t end) {
+    float *copy = threads.mine(), *sums = copy + copied;
+    const cpu::ProductRows rows{dpre.row(begin - phase.taps + 1), dpre.row(conv.rows()),
+                                dpre.padded, depth};
+    if (narrow)
+      narrow_product(rows, end - begin, narrow, padded, copy, sums, step);
+    else
       HWY_DYNAMIC_DISPATCH(strided_product)
-      (rows, end - begin, panels + phase.offset, padded, copy, sums, step);
-      for (int64_t r = 0; r < end - begin; ++r) {
-        float* to = dx.to.row((begin + r) * stride + p);
-        for (int64_t i = 0; i < Cin; ++i)
-          to[i] = dx.add ? to[i] + sums[r * step + i] : sums[r * step + i];
-      }
+    (rows, end - begin, panels, padded, copy, sums, step);
+    for (int64_t r = 0; r < end - begin; ++r) {
+      float* to = dx.to.row((begin + r) * stride + phase.phase);
+      for (int64_t i = 0; i < Cin; ++i)
+        to[i] = dx.add ? to[i] + sums[r * step + i] : sums[r * step + i];
     }
   });
 }
@@ -394,18 +428,58 @@ class WeightGradient {
   float* sums_;  // [pieces, kInputs, width]
 };
 
+// The same by products of 16-bit numbers: what an output row reads lies side by side in x.
+void narrow_weight_gradient(Context& ctx, const Conv& conv, const PreGradient& dpre, Grad dweight) {
+  constexpr int64_t kFrames = 2048;  // at a time
+  const int64_t C = conv.Cout(), Cin = conv.Cin(), K = conv.taps(), depth = K * Cin;
+  const int64_t stride = conv.options.stride, x_rows = conv.x.rows();
+  // What reads past x is no valid row: its gradient is zero.
+  const int64_t rows = x_rows < K ? 0 : (x_rows - K) / stride + 1;
+  const Tensor sums = ctx.temporary({C, depth});
+  const cpu::BackwardWeight room = cpu::pack_backward(ctx, Tensor(conv.weight.data, {C, depth}),
+                                                      std::min(rows, kFrames), false, true);
+  if (ctx.dry) return;
+  for (int64_t t = 0; t == 0 || t < rows; t += kFrames) {
+    const int64_t frames = std::min(kFrames, rows - t);
+    Tensor dy(dpre.row(t), {frames, C}), x(conv.x.f32() + t * stride * Cin, {frames, depth});
+    dy.row_stride = dpre.padded, x.row_stride = stride * Cin;
+    cpu::matmul_dweight(dy, x, room, {sums, t > 0});
+  }
+  cpu::parallel_for(C, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o)
+      for (int64_t k = 0; k < depth; ++k) {
+        float& to = dweight.to.f32()[(o * Cin + k % Cin) * K + k / Cin];
+        to = dweight.add ? to + sums.row(o)[k] : sums.row(o)[k];
+      }
+  });
+}
+
 void weight_gradient(Context& ctx, const Conv& conv, const PreGradient& dpre, Grad dweight) {
   ScratchScope scratch(ctx.scratch);
+  if (ctx.math != Math::exact) return narrow_weight_gradient(ctx, conv, dpre, dweight);
   WeightGradient gradient(ctx, conv, dpre);
   if (!ctx.dry) gradient.compute(dweight);
 }
 
 void input_gradient(Context& ctx, const Conv& conv, const PreGradient& dpre, Grad dx) {
   ScratchScope scratch(ctx.scratch);
-  const float* panels = backward_panels(ctx, conv);
+  const bool narrow = ctx.math != Math::exact;
+  const float* panels = narrow ? nullptr : backward_panels(ctx, conv);
   const int64_t step = whole_tiles(conv.Cin()) + cpu::kProductGap;
-  const cpu::ThreadScratch threads(ctx, cpu::kProductCopy + cpu::kProductRows * step);
-  if (!ctx.dry) compute_input_gradient(conv, dpre, panels, threads, dx);
+  const int64_t stride = conv.options.stride;
+  int64_t copied = cpu::kProductCopy;
+  for (int64_t p = 0; narrow && p < stride; ++p)
+    copied = std::max(copied, cpu::narrow::chunk_floats(phase_of(conv, p).taps * dpre.padded));
+  const cpu::ThreadScratch threads(ctx, copied + cpu::kProductRows * step);
+  for (int64_t p = 0; p < stride; ++p) {
+    ScratchScope inner(ctx.scratch);
+    PhaseWeight weight{phase_of(conv, p), nullptr, {}};
+    if (narrow)
+      weight.narrow = backward_narrow(ctx, conv, weight.phase);
+    else
+      weight.panels = panels + weight.phase.offset;
+    if (!ctx.dry) phase_gradient(conv, dpre, weight, threads, copied, dx);
+  }
 }
 
 }  // namespace
