@@ -378,6 +378,8 @@ ModelBenchResult bench_model(const Config& config, const Workload& workload,
                        launches_of(profile)};
   for (int seconds : utterance_seconds(workload)) out.result.audio_seconds += seconds;
   out.result.frames = bench.frames();
+  out.result.layers = config.layers, out.result.width = config.width, out.result.ffn = config.ffn;
+  out.result.trains_encoder = workload.task == "train-full";
   out.result.step = spread_of(timed.wall);
   out.result.profiled_step = spread_of(of_ops.wall).median;
   out.result.cpu_seconds = spread_of(timed.cpu).median;

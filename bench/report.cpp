@@ -102,6 +102,19 @@ void append_io(std::string& out, const Report& report) {
                  io.cpu_seconds);
 }
 
+void append_bytes(std::string& out, const Report& report) {
+  if (!report.model || !report.bytes) return;
+  const LayerBytes units = layer_bytes(*report.model, report.kernels);
+  const bool trains = report.model->task != "extract";
+  const auto to = std::back_inserter(out);
+  fmt::format_to(to,
+                 "bytes of a layer without weights, in [frames, width]: forward {:.1f} (budget {})",
+                 units.forward, trains ? LayerBytes::kForwardTraining : LayerBytes::kForward);
+  if (units.backward > 0)
+    fmt::format_to(to, ", backward {:.1f} ({})", units.backward, LayerBytes::kBackward);
+  out += "\n";
+}
+
 void append_numerics(std::string& out, const Report& report) {
   if (!report.numerics) return;
   const Numerics& n = *report.numerics;
@@ -189,6 +202,23 @@ Json to_json(const KernelRow& row, const Ceilings& ceilings) {
 
 }  // namespace
 
+LayerBytes layer_bytes(const ModelResult& model, const std::vector<KernelRow>& kernels) {
+  constexpr std::string_view kOfLayers[] = {"attention", "dropout",    "ffn",
+                                            "linear",    "layer_norm", "rel_gate"};
+  const auto count = [](int64_t n) { return static_cast<double>(n); };
+  const double unit = count(model.frames * model.width * model.layers) * sizeof(float);
+  const double weights =
+      count((4 * model.width + 2 * model.ffn) * model.width * model.layers) * sizeof(float);
+  double forward = -weights, backward = model.trains_encoder ? -2 * weights : 0;
+  for (const KernelRow& row : kernels)
+    for (const std::string_view name : kOfLayers) {
+      if (row.name == name) forward += row.bytes;
+      if (row.name == std::string(name) + ".backward" && model.trains_encoder)
+        backward += row.bytes;
+    }
+  return {forward / unit, backward / unit};
+}
+
 Spread throughput(const ModelResult& model) {
   const double audio = model.audio_seconds;
   return {audio / model.step.median, audio / model.step.max, audio / model.step.min, model.step.n};
@@ -229,7 +259,7 @@ std::string report_text(const Report& report) {
   if (report.model) append_launches(out, report), append_model(out, report);
   append_moments(out, report);
   if (report.model) append_peers(out, report);
-  append_io(out, report), append_numerics(out, report);
+  append_io(out, report), append_bytes(out, report), append_numerics(out, report);
   return out;
 }
 
@@ -303,6 +333,10 @@ std::string report_json(const Report& report) {
         {"cpu_ms", m.cpu_seconds * 1e3},      {"unaccounted_us", m.unaccounted * 1e6},
         {"flop", total_flops(report)},        {"planned_bytes", m.planned_bytes},
         {"mem_bytes", m.taken_bytes},         {"profiled_ms", m.profiled_step * 1e3}};
+    if (report.bytes) {
+      const LayerBytes units = layer_bytes(m, report.kernels);
+      json["result"]["layer_bytes"] = {{"forward", units.forward}, {"backward", units.backward}};
+    }
   }
   return json.dump(1) + "\n";
 }

@@ -49,7 +49,9 @@ struct ModelResult {
   int batch = 1;
   double audio_seconds = 0;  // of one step
   int64_t frames = 0;        // of one step
-  Spread step;               // seconds
+  int64_t layers = 0, width = 0, ffn = 0;
+  bool trains_encoder = false;
+  Spread step;  // seconds
   // Of the steps that the kernels' rows are from: on a device longer, as each op is timed.
   double profiled_step = 0;
   double cpu_seconds = 0;  // of a step, all threads, median
@@ -57,6 +59,14 @@ struct ModelResult {
   int64_t planned_bytes = 0;
   int64_t taken_bytes = 0;  // resident; on a device what was allocated
 };
+
+// What the ops of a transformer layer move, weights apart, in units of one [frames, width] of f32;
+// the budget is what a fused implementation needs.
+struct LayerBytes {
+  double forward = 0, backward = 0;  // 0: there is none
+  static constexpr double kForward = 26, kForwardTraining = 30, kBackward = 56;
+};
+LayerBytes layer_bytes(const ModelResult& model, const std::vector<KernelRow>& kernels);
 
 // The same workload by somebody else.
 struct PeerSpeed {
@@ -95,6 +105,7 @@ struct Report {
   std::vector<LaunchRow> launches = {};  // the longest first
   std::vector<PeerSpeed> peers = {};     // the fastest first
   std::optional<Numerics> numerics = {};
+  bool bytes = false;  // of a model: layer_bytes is shown
 };
 
 // Audio-seconds a second.

@@ -161,6 +161,7 @@ Config config_of(const std::string& model) {
 void model(Cli& cli) {
   Workload workload;
   std::string folder = ".";
+  bool bytes = false;
   cli.argument("MODEL", workload.arch, "a preset such as hubert-base, or a model");
   cli.choice("--task", workload.task, {"extract", "train-head", "train-full", "merge"},
              "what a step does");
@@ -170,6 +171,7 @@ void model(Cli& cli) {
              "blstm or linear; with +cached, frozen convolutions are kept");
   cli.option("--repeats", workload.repeats, "timed steps");
   cli.option("--folder", folder, "of merge: where its files lie for a while");
+  cli.flag("--bytes", bytes, "also what a layer's ops move, against a budget");
   cli.flag("--launches", workload.launches, "on a device: also the share of each kernel in a step");
   On on;
   Output output;
@@ -191,6 +193,7 @@ void model(Cli& cli) {
     report.kernels = {bench_merge(config, folder, workload.arch, workload.repeats, workload.seed)};
     return output.write(cli, report);
   }
+  report.bytes = bytes;
   MomentProbe probe(report.ceilings);
   workload.between = between(on, probe);
   Progress progress(cli);

@@ -98,6 +98,32 @@ TEST_CASE("bench: what was checked, and that it is wrong") {
   says("off by nan, allowed 1e-05: INVALID\n");
 }
 
+TEST_CASE("bench: what a layer moves, weights apart") {
+  ModelResult model{.task = "train-full",
+                    .frames = 10,
+                    .layers = 2,
+                    .width = 8,
+                    .ffn = 32,
+                    .trains_encoder = true};
+  constexpr double kUnit = 10 * 8 * 2 * 4, kWeights = (4 * 8 + 2 * 32) * 8 * 2 * 4;
+  const std::vector<KernelRow> kernels{{.name = "ffn", .bytes = kWeights + 6 * kUnit},
+                                       {.name = "attention", .bytes = 4 * kUnit},
+                                       {.name = "conv_strided", .bytes = 1e9},
+                                       {.name = "ffn.backward", .bytes = 2 * kWeights + 9 * kUnit}};
+  LayerBytes units = layer_bytes(model, kernels);
+  EXPECT(units.forward == doctest::Approx(10));
+  EXPECT(units.backward == doctest::Approx(9));
+  Report report{.command = "model", .ceilings = kCeilings, .kernels = kernels, .model = model};
+  const std::string line =
+      "bytes of a layer without weights, in [frames, width]: forward 10.0 (budget 30)"
+      ", backward 9.0 (56)\n";
+  EXPECT(report_text(report).find(line) == std::string::npos);
+  report.bytes = true;
+  EXPECT_MESSAGE(report_text(report).find(line) != std::string::npos, report_text(report));
+  model.trains_encoder = false;
+  EXPECT(layer_bytes(model, kernels).backward == 0);
+}
+
 TEST_CASE("bench: decoding, for people and as JSON") {
   Report report{.command = "io", .ceilings = kCeilings};
   report.io = IoResult{.name = "m.tsv",
