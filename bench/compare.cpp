@@ -14,10 +14,15 @@ namespace {
 using Json = nlohmann::json;
 
 struct Side {
-  std::string command, workload, cpu;
+  std::string command, workload, math, cpu;
   int threads = 0;
   std::vector<std::pair<std::string, double>> rows;  // name, median seconds
 };
+
+std::string what(const Side& side) {
+  return printable(fmt::format("{}{}{} in {}", side.command, side.workload.empty() ? "" : " ",
+                               side.workload, side.math));
+}
 
 Side read_side(const std::string& path) {
   try {
@@ -26,6 +31,7 @@ Side read_side(const std::string& path) {
       fail(Kind::input, "{}: unknown schema (expected 1)", printable(path));
     Side side{.command = json.at("command"),
               .workload = json.contains("workload") ? json["workload"].at("id") : Json(""),
+              .math = json.contains("numerics") ? json["numerics"].at("class") : Json("exact"),
               .cpu = json.at("host").at("cpu"),
               .threads = json.at("host").at("threads")};
     if (json.contains("device"))
@@ -46,9 +52,9 @@ Side read_side(const std::string& path) {
 
 Comparison compare_reports(const std::string& before, const std::string& after) {
   const Side a = read_side(before), b = read_side(after);
-  if (a.command != b.command || a.workload != b.workload)
-    fail(Kind::usage, "{} is of {} {}, {} of {} {}", printable(before), printable(a.command),
-         printable(a.workload), printable(after), printable(b.command), printable(b.workload));
+  if (a.command != b.command || a.workload != b.workload || a.math != b.math)
+    fail(Kind::usage, "{} is of {}, {} of {}", printable(before), what(a), printable(after),
+         what(b));
   Comparison out;
   if (a.cpu != b.cpu || a.threads != b.threads)
     out.remarks.push_back(fmt::format("not the same machine: {}, {} threads; {}, {} threads",

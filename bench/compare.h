@@ -19,7 +19,7 @@ struct Comparison {
 };
 
 // Files written by `sft-bench --json`. A model's row is its step, then its kernels. Kind::input: no
-// report; Kind::usage: reports of two different workloads.
+// report; Kind::usage: reports of two different workloads, or in two different arithmetics.
 Comparison compare_reports(const std::string& before, const std::string& after);
 
 }  // namespace sft

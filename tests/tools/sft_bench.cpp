@@ -396,6 +396,14 @@ TEST_CASE("sft-bench: compare finds what became slower") {
   EXPECT(slower.err.find("slower by more than 5%") != std::string::npos);
   write(after, 50, "ffn");
   EXPECT(run_program("sft-bench", {"compare", before, after, "--fail-over", "5"}).code == 6);
+  std::ofstream(after) << nlohmann::json{{"schema", 1},
+                                         {"command", "ops"},
+                                         {"host", {{"cpu", "x"}, {"threads", 2}}},
+                                         {"numerics", {{"class", "fast16"}}},
+                                         {"kernels", nlohmann::json::array()}};
+  const Outcome other = run_program("sft-bench", {"compare", before, after});
+  EXPECT(other.code == 2);
+  EXPECT_MESSAGE(other.err.find("b.json of ops in fast16") != std::string::npos, other.err);
   std::ofstream(after) << "{}";
   EXPECT(run_program("sft-bench", {"compare", before, after}).code == 3);
 }
