@@ -137,7 +137,7 @@ Tensor OpRun::write(const Array& values, Dtype dtype) {
   if (ctx.gpu)
     ctx.gpu->upload(to.data, bytes.data(), to.bytes());
   else
-    std::memcpy(to.data, bytes.data(), to.bytes());
+    std::copy(bytes.begin(), bytes.end(), static_cast<std::byte*>(to.data));
   return to;
 }
 

@@ -135,6 +135,7 @@ bool is_real(Dtype dtype) {
 
 void to_f32(Dtype dtype, const std::byte* from, float* to, int64_t count) {
   CHECK(is_real(dtype), "{} is not converted to f32", dtype);
+  if (count == 0) return;  // of an empty tensor both may be null, which memcpy forbids
   if (dtype == Dtype::f32) std::memcpy(to, from, bytes_of(dtype, count));
   if (dtype == Dtype::f16) f16_to_f32(reinterpret_cast<const uint16_t*>(from), to, count);
   if (dtype == Dtype::bf16) bf16_to_f32(reinterpret_cast<const uint16_t*>(from), to, count);
@@ -144,6 +145,7 @@ void to_f32(Dtype dtype, const std::byte* from, float* to, int64_t count) {
 
 void from_f32(const float* from, Dtype dtype, std::byte* to, int64_t count) {
   CHECK(is_real(dtype), "f32 is not converted to {}", dtype);
+  if (count == 0) return;
   if (dtype == Dtype::f32) std::memcpy(to, from, bytes_of(dtype, count));
   if (dtype == Dtype::f16) f32_to_f16(from, reinterpret_cast<uint16_t*>(to), count);
   if (dtype == Dtype::bf16) f32_to_bf16(from, reinterpret_cast<uint16_t*>(to), count);
