@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "engine/cpu/conv_tile-inl.h"
+#include "engine/cpu/pairs-inl.h"
 #include "engine/cpu/vector_math-inl.h"
 #include "engine/ops/pos_conv.h"
 
@@ -18,11 +19,36 @@ constexpr int64_t kTaps = 16;     // of the sum at a time: their panels stay in 
 constexpr int64_t kGap = 16;      // zero frames between utterances, at least the rows of a tile
 constexpr int64_t kMaxTile = 48;  // columns of a tile at most
 
+// In fast16: pairs of channels. A chunk's frames of one group have one scale, a column of weights
+// has one for `kWords` words of its sum or one tap.
+constexpr int64_t kWords = 96;
+constexpr float kIntegers = 4095;  // of frames
+
+// Words of a frame of one group, zeros behind its channels; 0: too many channels, f32 then.
+constexpr int64_t frame_words(int64_t channels) {
+  for (const int64_t words : {24, 32, 40, 64})
+    if (channels <= 2 * words) return words;
+  return 0;
+}
+constexpr int64_t block_taps(int64_t words) { return std::max<int64_t>(1, kWords / words); }
+constexpr int64_t blocks_of(int64_t taps, int64_t words) {
+  return (taps + block_taps(words) - 1) / block_taps(words);
+}
+
 // One group of a convolution over frames: out[t] = sum_j W[j] x[t + j - left].
 struct Group {
   const float* x;  // [channels, step]: frame by frame, channel after channel
   int64_t step, channels, taps, left;
   const float* panels;  // [tiles of columns][taps][channels][columns of a tile]
+};
+
+// The same of words: what a chunk of frames reads, from its first output's first tap on.
+struct NarrowGroup {
+  const int32_t* window;  // [frames][words]
+  float scale;            // of the window
+  int64_t words, taps, left;
+  const int32_t* panels;  // [tiles of columns][blocks][taps of a block][words][columns of a tile]
+  const float* scales;    // [tiles of columns][blocks][columns of a tile]
 };
 
 }  // namespace sft::pos
@@ -65,6 +91,145 @@ void pos_rows(const pos::Group& g, int64_t frames, int64_t first, int64_t rows, 
     pos_tile_rows_of<3>(g, frames, first, rows, tile_index, sums);
   else
     pos_tile_rows_of<2>(g, frames, first, rows, tile_index, sums);
+}
+
+#if HWY_TARGET == HWY_AVX3
+// As pos_tile_rows_of.
+template <int kVectors, int64_t kStep>
+void pos_narrow_rows_of(const pos::NarrowGroup& g, int64_t frames, int64_t first, int64_t rows,
+                        int64_t tile_index, float* sums) {
+  constexpr int64_t width = kVectors * kLanes, taps = pos::block_taps(kStep);
+  const Lanes d;
+  const int64_t blocks = pos::blocks_of(g.taps, kStep);
+  const int32_t* panel = g.panels + tile_index * blocks * taps * kStep * width;
+  const float* scales = g.scales + tile_index * blocks * width;
+  std::memset(sums, 0, pos::kRows * width * sizeof(float));
+  for (int64_t tap = 0; tap < g.taps; tap += taps, panel += taps * kStep * width, scales += width)
+    for (int64_t r = 0; r < rows; r += kTileRows) {
+      const int64_t t = first + r;
+      if (tap + taps <= g.left - t - kTileRows + 1 || tap >= g.left + frames - t) continue;
+      tile<Pairs, kStep, kVectors>(g.window + (r + tap) * kStep, 1, panel, width, taps * kStep,
+                                   [&](int i, int v, Vec sum) {
+                                     float* to = sums + (r + i) * width + v * kLanes;
+                                     const Vec scale = hn::LoadU(d, scales + v * kLanes);
+                                     hn::StoreU(hn::MulAdd(sum, scale, hn::LoadU(d, to)), d, to);
+                                   });
+    }
+  for (int64_t i = 0; i < rows * width; i += kLanes)
+    hn::StoreU(hn::Mul(hn::LoadU(d, sums + i), set(g.scale)), d, sums + i);
+}
+#endif
+
+void pos_narrow_rows([[maybe_unused]] const pos::NarrowGroup& g, [[maybe_unused]] int64_t channels,
+                     [[maybe_unused]] int64_t frames, [[maybe_unused]] int64_t first,
+                     [[maybe_unused]] int64_t rows, [[maybe_unused]] int64_t tile_index,
+                     [[maybe_unused]] float* sums) {
+#if HWY_TARGET == HWY_AVX3
+  const bool three = pos_vectors(channels) == 3;
+  const auto run = g.words == 24   ? (three ? pos_narrow_rows_of<3, 24> : pos_narrow_rows_of<2, 24>)
+                   : g.words == 32 ? pos_narrow_rows_of<2, 32>
+                   : g.words == 40 ? pos_narrow_rows_of<2, 40>
+                   : three         ? pos_narrow_rows_of<3, 64>
+                                   : pos_narrow_rows_of<2, 64>;
+  run(g, frames, first, rows, tile_index, sums);
+#endif
+}
+
+// Frames [first, first + count) of an utterance of `frames`, zeros beside it, whose frame 0 is x[0]
+// -> [count][words]; returns their scale.
+float pos_pack_window([[maybe_unused]] const float* x, [[maybe_unused]] int64_t step,
+                      [[maybe_unused]] int64_t frames, [[maybe_unused]] int64_t channels,
+                      [[maybe_unused]] int64_t first, [[maybe_unused]] int64_t count,
+                      [[maybe_unused]] int64_t words, [[maybe_unused]] int32_t* to) {
+#if HWY_TARGET == HWY_AVX3
+  const int64_t begin = std::clamp<int64_t>(-first, 0, count),
+                end = std::clamp<int64_t>(frames - first, begin, count);
+  const float* from = x + first * step;
+  Spread spread;
+  for (int64_t t = begin; t < end; ++t)
+    for_vectors(channels, [&](int64_t i, int64_t n) { spread.add(load(from + t * step + i, n)); });
+  const Vec scale = spread.scale_of_all(pos::kIntegers), inverse = reciprocal(scale);
+  std::memset(to, 0, count * words * sizeof(int32_t));
+  for (int64_t t = begin; t < end; ++t)
+    for_vectors(channels, [&](int64_t i, int64_t n) {
+      store_integers(integers(hn::Mul(load(from + t * step + i, n), inverse)), to + t * words, i);
+    });
+  return hn::GetLane(scale);
+#else
+  return 0;
+#endif
+}
+
+// Frames of an utterance as pairs of frames, zeros beside them: even [(frames + 1) / 2][width] are
+// frames 2k and 2k + 1, odd [frames / 2 + 1][width] are 2k - 1 and 2k; null: not wanted. scales
+// [width] of the channels.
+void pos_pack_frames([[maybe_unused]] const float* x, [[maybe_unused]] int64_t step,
+                     [[maybe_unused]] int64_t frames, [[maybe_unused]] int64_t channels,
+                     [[maybe_unused]] int64_t width, [[maybe_unused]] int32_t* even,
+                     [[maybe_unused]] int32_t* odd, [[maybe_unused]] float* scales) {
+#if HWY_TARGET == HWY_AVX3
+  for (int64_t c = 0; c < width; c += kLanes) {
+    const auto frame = [&](int64_t t) {
+      return t >= 0 && t < frames && c < channels ? load(x + t * step + c, channels - c) : zero();
+    };
+    Spread spread;
+    for (int64_t t = 0; t < frames; ++t) spread.add(frame(t));
+    const Vec scale = spread.scale(pos::kIntegers), inverse = reciprocal(scale);
+    store(scale, scales + c, width - c);
+    const auto put = [&](int64_t t, int32_t* to) {
+      const Pairs::Words low = integers(hn::Mul(frame(t), inverse)),
+                         high = integers(hn::Mul(frame(t + 1), inverse));
+      store(hn::BitCast(Lanes(), paired(low, high)), reinterpret_cast<float*>(to + c), width - c);
+    };
+    for (int64_t k = 0; k < (frames + 1) / 2; ++k) put(2 * k, even + k * width);
+    for (int64_t k = 0; odd && k < frames / 2 + 1; ++k) put(2 * k - 1, odd + k * width);
+  }
+#endif
+}
+
+int64_t pos_narrow_tile_rows() { return kTileRows; }
+
+#if HWY_TARGET == HWY_AVX3
+// Up to 64 pairs: 128 products of 4095^2 are below 2^31. (A bound that g++ 12 could see would make
+// it keep the sums in memory.)
+template <int kVectors>
+HWY_NOINLINE void pos_narrow_outer_of(const int32_t* x, const float* x_scales, int64_t x_width,
+                                      const int32_t* d, const float* d_scales, int64_t d_width,
+                                      int64_t pairs, float* sums) {
+  const Lanes lane;
+  for (int64_t c = 0; c < d_width; c += kVectors * kLanes)
+    tile<Pairs, 1, kVectors>(x, x_width, d + c, d_width, pairs, [&](int i, int v, Vec sum) {
+      const int64_t column = c + v * kLanes;
+      const Vec scale = hn::Mul(set(x_scales[i]), hn::LoadU(lane, d_scales + column));
+      float* to = sums + i * d_width + column;
+      hn::StoreU(hn::MulAdd(sum, scale, hn::LoadU(lane, to)), lane, to);
+    });
+}
+#endif
+
+// sums [kTileRows][d_width] += sum over pairs of frames of x[k][r] d[k][c], times their scales.
+void pos_narrow_outer([[maybe_unused]] const int32_t* x, [[maybe_unused]] const float* x_scales,
+                      [[maybe_unused]] int64_t x_width, [[maybe_unused]] const int32_t* d,
+                      [[maybe_unused]] const float* d_scales, [[maybe_unused]] int64_t d_width,
+                      [[maybe_unused]] int64_t pairs, [[maybe_unused]] int64_t channels,
+                      [[maybe_unused]] float* sums) {
+#if HWY_TARGET == HWY_AVX3
+  const auto run = pos_vectors(channels) == 3 ? pos_narrow_outer_of<3> : pos_narrow_outer_of<2>;
+  for (int64_t k = 0; k < pairs; k += 64)
+    run(x + k * x_width, x_scales, x_width, d + k * d_width, d_scales, d_width,
+        std::min<int64_t>(64, pairs - k), sums);
+#endif
+}
+
+// A tile of columns, [blocks * taps of a block * 2 words][columns] -> its words and scales.
+void pos_pack_panel([[maybe_unused]] const float* panel, [[maybe_unused]] int64_t taps,
+                    [[maybe_unused]] int64_t words, [[maybe_unused]] int64_t columns,
+                    [[maybe_unused]] int32_t* to, [[maybe_unused]] float* scales) {
+#if HWY_TARGET == HWY_AVX3
+  const int64_t block = pos::block_taps(words) * 2 * words;
+  pack_across(panel, columns, taps * 2 * words, columns, 1, integer_limit(block, pos::kIntegers),
+              pos::blocks_of(taps, words) * block, columns, block, to, scales);
+#endif
 }
 
 // y = x + GELU(sums + bias) of one row of a group; pre may be null. x null: y = sums + bias.
@@ -116,6 +281,12 @@ using namespace pos;
 HWY_EXPORT(pos_columns);
 HWY_EXPORT(pos_tile_rows);
 HWY_EXPORT(pos_rows);
+HWY_EXPORT(pos_narrow_rows);
+HWY_EXPORT(pos_pack_window);
+HWY_EXPORT(pos_pack_panel);
+HWY_EXPORT(pos_pack_frames);
+HWY_EXPORT(pos_narrow_tile_rows);
+HWY_EXPORT(pos_narrow_outer);
 HWY_EXPORT(pos_finish);
 HWY_EXPORT(pos_unfinish);
 HWY_EXPORT(pos_add);
@@ -133,6 +304,10 @@ struct Conv {
   int64_t columns() const { return HWY_DYNAMIC_DISPATCH(pos_columns)(channels()); }  // of a tile
   int64_t tiles() const { return (channels() + columns() - 1) / columns(); }
   int64_t panel_floats() const { return tiles() * columns() * channels() * taps(); }  // of a group
+  int64_t tile_words() const {  // of a tile of columns, in fast16
+    const int64_t words = frame_words(channels());
+    return blocks_of(taps(), words) * block_taps(words) * words * columns();
+  }
   int64_t place(int b) const { return segments.starts[b] + (b + 1) * kGap; }
   // Of a channel's frames: an odd number of cache lines, so that channels lie in different sets.
   int64_t step() const { return (((T + (segments.batch() + 1) * kGap + 15) / 16) | 1) * 16; }
@@ -163,31 +338,56 @@ void turn(const Conv& conv, Tensor x, float* out) {
   });
 }
 
-// The panels of one tile of columns of one group, from `w` of the group. For dx, rows and columns
-// of each tap change places and the taps are in reverse:
+// The panels of one tile of columns of one group, from `w` of the group: [taps][rows][columns],
+// rows behind the channels zero. For dx, rows and columns of each tap change places and the taps
+// are in reverse:
 //   dx[t] = sum_j W[K - 1 - j]^T dpre[t + j - (K - 1 - K / 2)].
-void pack_tile(const Conv& conv, const float* w, int64_t tile, bool for_dx, float* out) {
+void pack_tile(const Conv& conv, const float* w, int64_t tile, bool for_dx, int64_t rows,
+               float* out) {
   const int64_t channels = conv.channels(), K = conv.taps(), width = conv.columns();
-  std::memset(out, 0, K * channels * width * sizeof(float));
+  std::memset(out, 0, K * rows * width * sizeof(float));
   for (int64_t row = 0; row < channels; ++row)
     for (int64_t j0 = 0; j0 < K; j0 += 16)  // a cache line of each weight at a time
       for (int64_t c = 0; c < std::min(width, channels - tile * width); ++c) {
         const int64_t column = tile * width + c;
         const float* taps = w + (for_dx ? row * channels + column : column * channels + row) * K;
         for (int64_t j = j0; j < std::min(j0 + 16, K); ++j)
-          out[(j * channels + row) * width + c] = taps[for_dx ? K - 1 - j : j];
+          out[(j * rows + row) * width + c] = taps[for_dx ? K - 1 - j : j];
       }
+}
+
+// f(tile of all groups' tiles, weights of its group, tile of its group).
+template <class F>
+void for_tiles(const Conv& conv, F&& f) {
+  const int64_t tiles = conv.tiles(), group = conv.weight.count() / conv.groups;
+  cpu::parallel_for(conv.groups * tiles, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(i, conv.weight.f32() + i / tiles * group, i % tiles);
+  });
 }
 
 const float* panels_of(Context& ctx, const Conv& conv, bool for_dx) {
   const int64_t floats = conv.panel_floats(), tiles = conv.tiles();
-  const int64_t group = conv.weight.count() / conv.groups;
   const uint32_t kind = for_dx ? fnv1a("pos_conv.dx.panels") : fnv1a("pos_conv.panels");
   return derived(ctx, conv.weight.data, kind, conv.groups * floats, [&](float* out) {
-    cpu::parallel_for(conv.groups * tiles, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        pack_tile(conv, conv.weight.f32() + i / tiles * group, i % tiles, for_dx,
-                  out + i * (floats / tiles));
+    for_tiles(conv, [&](int64_t i, const float* w, int64_t tile) {
+      pack_tile(conv, w, tile, for_dx, conv.channels(), out + i * (floats / tiles));
+    });
+  });
+}
+
+// Of all groups: words, then scales.
+const int32_t* narrow_panels_of(Context& ctx, const Conv& conv, bool for_dx) {
+  const int64_t K = conv.taps(), words = frame_words(conv.channels()), columns = conv.columns();
+  const int64_t all = conv.groups * conv.tiles(), size = conv.tile_words();
+  const uint32_t kind = for_dx ? fnv1a("pos_conv.dx.fast16") : fnv1a("pos_conv.fast16");
+  const cpu::ThreadScratch threads(ctx, K * 2 * words * columns);
+  const int64_t scales = blocks_of(K, words) * columns;
+  return derived<int32_t>(ctx, conv.weight.data, kind, all * (size + scales), [&](int32_t* out) {
+    auto* to_scales = reinterpret_cast<float*>(out + all * size);
+    for_tiles(conv, [&](int64_t i, const float* w, int64_t tile) {
+      pack_tile(conv, w, tile, for_dx, 2 * words, threads.mine());
+      HWY_DYNAMIC_DISPATCH(pos_pack_panel)
+      (threads.mine(), K, words, columns, out + i * size, to_scales + i * scales);
     });
   });
 }
@@ -197,35 +397,100 @@ std::span<const cpu::RowChunk> chunks_of(Context& ctx, const Conv& conv) {
                          [&](int b) { return conv.segments.length(b); });
 }
 
-// finish(frame, channel, columns, sums) for each row of each tile of columns of the convolution.
-template <class Finish>
-void convolve(const Conv& conv, const float* turned, const float* panels, int64_t left,
-              std::span<const cpu::RowChunk> chunks, Finish&& finish) {
-  const int64_t channels = conv.channels(), columns = conv.columns(), step = conv.step();
-  const auto count = static_cast<int64_t>(chunks.size());
-  // Group after group, so that a thread's panels stay in its cache.
-  cpu::parallel_for(conv.groups * count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t g = item / count;
-      const cpu::RowChunk& chunk = chunks[item % count];
-      const Group group{turned + g * channels * step + conv.place(chunk.utterance),
-                        step,
-                        channels,
-                        conv.taps(),
-                        left,
-                        panels + g * conv.panel_floats()};
-      const int64_t frame = conv.segments.starts[chunk.utterance] + chunk.first;
-      for (int64_t tile = 0; tile < conv.tiles(); ++tile) {
-        alignas(64) float sums[kRows * kMaxTile];
-        HWY_DYNAMIC_DISPATCH(pos_rows)
-        (group, conv.segments.length(chunk.utterance), chunk.first, chunk.rows, tile, sums);
-        const int64_t first = tile * columns, n = std::min(columns, channels - first);
-        for (int64_t r = 0; r < chunk.rows; ++r)
-          finish(frame + r, g * channels + first, n, sums + r * columns);
-      }
+// A convolution of x, left taps before each frame: in f32, or in fast16.
+class Convolution {
+ public:
+  // for_dx: with the weights that take dpre to dx.
+  Convolution(Context& ctx, const Conv& conv, Tensor x, bool for_dx)
+      : conv_(conv),
+        x_(x),
+        left_(for_dx ? conv.taps() - 1 - conv.taps() / 2 : conv.taps() / 2),
+        words_(ctx.math == Math::fast16 ? frame_words(conv.channels()) : 0),
+        window_frames_(kRows + blocks_of(conv.taps(), std::max<int64_t>(words_, 1)) *
+                                   block_taps(std::max<int64_t>(words_, 1))),
+        windows_(ctx, window_frames_ * words_),
+        panels_(words_ ? nullptr : panels_of(ctx, conv, for_dx)),
+        narrow_panels_(words_ ? narrow_panels_of(ctx, conv, for_dx) : nullptr),
+        turned_(words_ ? nullptr : ctx.temporary({conv.C() * conv.step()}).f32()),
+        chunks_(chunks_of(ctx, conv)) {
+    if (turned_ && !ctx.dry) turn(conv, x, turned_);
+  }
+
+  // finish(frame, channel, columns, sums) for each row of each tile of columns.
+  template <class Finish>
+  void run(Finish&& finish) const {
+    const auto count = static_cast<int64_t>(chunks_.size());
+    // Group after group, so that a thread's panels stay in its cache.
+    cpu::parallel_for(conv_.groups * count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item)
+        words_ ? narrow(item / count, chunks_[item % count], finish)
+               : exact(item / count, chunks_[item % count], finish);
+    });
+  }
+
+ private:
+  template <class Sums, class Finish>
+  void for_rows(int64_t g, const cpu::RowChunk& chunk, Sums&& sums_of, Finish&& finish) const {
+    const int64_t columns = conv_.columns(), channels = conv_.channels();
+    const int64_t frame = conv_.segments.starts[chunk.utterance] + chunk.first;
+    for (int64_t tile = 0; tile < conv_.tiles(); ++tile) {
+      alignas(64) float sums[kRows * kMaxTile];
+      sums_of(tile, sums);
+      const int64_t first = tile * columns, n = std::min(columns, channels - first);
+      for (int64_t r = 0; r < chunk.rows; ++r)
+        finish(frame + r, g * channels + first, n, sums + r * columns);
     }
-  });
-}
+  }
+
+  template <class Finish>
+  void exact(int64_t g, const cpu::RowChunk& chunk, Finish&& finish) const {
+    const int64_t channels = conv_.channels(), step = conv_.step();
+    const Group group{turned_ + g * channels * step + conv_.place(chunk.utterance),
+                      step,
+                      channels,
+                      conv_.taps(),
+                      left_,
+                      panels_ + g * conv_.panel_floats()};
+    const auto sums_of = [&](int64_t tile, float* sums) {
+      HWY_DYNAMIC_DISPATCH(pos_rows)
+      (group, conv_.segments.length(chunk.utterance), chunk.first, chunk.rows, tile, sums);
+    };
+    for_rows(g, chunk, sums_of, finish);
+  }
+
+  template <class Finish>
+  void narrow(int64_t g, const cpu::RowChunk& chunk, Finish&& finish) const {
+    const int64_t channels = conv_.channels(), tiles = conv_.tiles(), size = conv_.tile_words();
+    const int64_t frames = conv_.segments.length(chunk.utterance);
+    auto* window = reinterpret_cast<int32_t*>(windows_.mine());
+    const float* x = x_.row(conv_.segments.starts[chunk.utterance]) + g * channels;
+    const float scale = HWY_DYNAMIC_DISPATCH(pos_pack_window)(
+        x, x_.row_stride, frames, channels, chunk.first - left_, window_frames_, words_, window);
+    const auto* scales =
+        reinterpret_cast<const float*>(narrow_panels_ + conv_.groups * tiles * size);
+    const NarrowGroup group{window,
+                            scale,
+                            words_,
+                            conv_.taps(),
+                            left_,
+                            narrow_panels_ + g * tiles * size,
+                            scales + g * tiles * blocks_of(conv_.taps(), words_) * conv_.columns()};
+    const auto sums_of = [&](int64_t tile, float* sums) {
+      HWY_DYNAMIC_DISPATCH(pos_narrow_rows)
+      (group, channels, frames, chunk.first, chunk.rows, tile, sums);
+    };
+    for_rows(g, chunk, sums_of, finish);
+  }
+
+  const Conv& conv_;
+  Tensor x_;
+  int64_t left_, words_, window_frames_;  // words of a frame; 0: f32
+  cpu::ThreadScratch windows_;
+  const float* panels_;
+  const int32_t* narrow_panels_;
+  float* turned_;
+  std::span<const cpu::RowChunk> chunks_;
+};
 
 }  // namespace
 
@@ -241,18 +506,14 @@ PosConvOut pos_conv_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias, 
   if (ctx.device == Device::cuda)
     return cuda::pos_conv_forward(ctx, x, weight, bias, groups, segments, kind, out), out;
   ScratchScope scratch(ctx.scratch);
-  const float* panels = panels_of(ctx, conv, false);
-  float* turned = ctx.temporary({C * conv.step()}).f32();
-  const auto chunks = chunks_of(ctx, conv);
+  const Convolution convolution(ctx, conv, x, false);
   if (ctx.dry) return out;
-  turn(conv, x, turned);
-  convolve(conv, turned, panels, conv.taps() / 2, chunks,
-           [&](int64_t t, int64_t c, int64_t n, const float* sums) {
-             float* pre = keep ? out.pre.row(t) + c : nullptr;
-             const float* residual = kind == PosConv::residual ? x.row(t) + c : nullptr;
-             HWY_DYNAMIC_DISPATCH(pos_finish)
-             (sums, residual, bias.f32() + c, n, pre, out.y.row(t) + c);
-           });
+  convolution.run([&](int64_t t, int64_t c, int64_t n, const float* sums) {
+    float* pre = keep ? out.pre.row(t) + c : nullptr;
+    const float* residual = kind == PosConv::residual ? x.row(t) + c : nullptr;
+    HWY_DYNAMIC_DISPATCH(pos_finish)
+    (sums, residual, bias.f32() + c, n, pre, out.y.row(t) + c);
+  });
   return out;
 }
 
@@ -271,54 +532,140 @@ void split_groups(const Conv& conv, Tensor x, int64_t width, float* out) {
   });
 }
 
-// What the weight gradient reads and its scratch.
-struct WeightGradient {
-  const float* x;     // [groups][T][x_width]
-  const float* dpre;  // [groups][T][d_width]
-  int64_t x_width, d_width, tile_rows;
+// Sums [taps, size] of one group and tile_rows input channels from i0 on -> dweight.
+struct WeightTile {
+  int64_t g, i0, tile_rows, d_width;
+
+  // [tile_rows, d_width] and a gap: an odd number of cache lines, so that taps lie in different
+  // sets.
+  int64_t size() const { return tile_rows * d_width + 16; }
+  void write(const Conv& conv, const float* sums, const Grad& dweight) const {
+    const int64_t K = conv.taps(), channels = conv.channels();
+    for (int64_t i = 0; i < std::min(tile_rows, channels - i0); ++i)
+      for (int64_t o = 0; o < channels; ++o) {
+        float* to = dweight.to.f32() + ((g * channels + o) * channels + i0 + i) * K;
+        const float* from = sums + i * d_width + o;
+        for (int64_t j = 0; j < K; ++j)
+          to[j] = dweight.add ? to[j] + from[j * size()] : from[j * size()];
+      }
+  }
 };
 
-// dweight of one group and tile_rows input channels from i0 on; sums [taps, tile_rows, d_width].
-void weight_gradient_piece(const Conv& conv, const WeightGradient& in, int64_t g, int64_t i0,
-                           float* sums, Grad dweight) {
-  const int64_t K = conv.taps(), left = K / 2, channels = conv.channels();
-  const int64_t size = in.tile_rows * in.d_width;
-  std::memset(sums, 0, K * size * sizeof(float));
-  for (int b = 0; b < conv.segments.batch(); ++b) {
-    const int64_t frames = conv.segments.length(b), base = g * conv.T + conv.segments.starts[b];
-    for (int64_t j = 0; j < K; ++j) {
-      const int64_t first = std::max<int64_t>(0, left - j),
-                    last = std::min(frames, frames + left - j);
-      if (first >= last) continue;
-      HWY_DYNAMIC_DISPATCH(pos_outer)
-      (in.x + (base + first + j - left) * in.x_width + i0, in.x_width,
-       in.dpre + (base + first) * in.d_width, in.d_width, last - first, channels, sums + j * size);
-    }
-  }
-  for (int64_t o = 0; o < channels; ++o)
-    for (int64_t i = 0; i < std::min(in.tile_rows, channels - i0); ++i) {
-      float* to = dweight.to.f32() + ((g * channels + o) * channels + i0 + i) * K;
-      const float* from = sums + i * in.d_width + o;
-      for (int64_t j = 0; j < K; ++j) to[j] = dweight.add ? to[j] + from[j * size] : from[j * size];
-    }
+// f(first, frames, shift) for the frames of dpre that tap j takes to frames of x, shift later.
+template <class F>
+void for_overlaps(const Conv& conv, int64_t j, int b, F&& f) {
+  const int64_t frames = conv.segments.length(b), shift = j - conv.taps() / 2;
+  const int64_t first = std::max<int64_t>(0, -shift), last = std::min(frames, frames - shift);
+  if (first < last) f(first, last - first, shift);
 }
 
-void weight_gradient(Context& ctx, const Conv& conv, Tensor x, Tensor dpre, Grad dweight) {
-  const int64_t rows = HWY_DYNAMIC_DISPATCH(pos_tile_rows)(conv.channels());
+// In f32.
+class WeightGradient {
+ public:
+  WeightGradient(Context& ctx, const Conv& conv, int64_t x_width, int64_t d_width)
+      : x_width_(x_width),
+        d_width_(d_width),
+        x_(ctx.temporary({conv.groups * conv.T * x_width}).f32()),
+        dpre_(ctx.temporary({conv.groups * conv.T * d_width}).f32()) {}
+
+  void pack(const Conv& conv, Tensor x, Tensor dpre) {
+    split_groups(conv, x, x_width_, x_);
+    split_groups(conv, dpre, d_width_, dpre_);
+  }
+
+  void add(const Conv& conv, const WeightTile& tile, int b, int64_t j, float* sums) const {
+    const int64_t base = tile.g * conv.T + conv.segments.starts[b];
+    for_overlaps(conv, j, b, [&](int64_t first, int64_t frames, int64_t shift) {
+      HWY_DYNAMIC_DISPATCH(pos_outer)
+      (x_ + (base + first + shift) * x_width_ + tile.i0, x_width_,
+       dpre_ + (base + first) * d_width_, d_width_, frames, conv.channels(), sums);
+    });
+  }
+
+ private:
+  int64_t x_width_, d_width_;
+  float* x_;     // [groups][T][x_width]
+  float* dpre_;  // [groups][T][d_width]
+};
+
+// In fast16: pairs of frames; a channel of an utterance has one scale.
+class NarrowWeightGradient {
+ public:
+  NarrowWeightGradient(Context& ctx, const Conv& conv, int64_t x_width, int64_t d_width)
+      : pairs_(conv.T / 2 + 2 * conv.segments.batch()),
+        x_width_(x_width),
+        d_width_(d_width),
+        even_(words(ctx, conv.groups * pairs_ * x_width)),
+        odd_(words(ctx, conv.groups * pairs_ * x_width)),
+        dpre_(words(ctx, conv.groups * pairs_ * d_width)),
+        x_scales_(ctx.temporary({conv.groups * conv.segments.batch() * x_width}).f32()),
+        d_scales_(ctx.temporary({conv.groups * conv.segments.batch() * d_width}).f32()) {}
+
+  void pack(const Conv& conv, Tensor x, Tensor dpre) {
+    const int64_t batch = conv.segments.batch(), channels = conv.channels();
+    cpu::parallel_for(conv.groups * batch, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t g = item / batch, at = place(conv, g, item % batch);
+        const int64_t start = conv.segments.starts[item % batch];
+        const int64_t frames = conv.segments.length(static_cast<int>(item % batch));
+        HWY_DYNAMIC_DISPATCH(pos_pack_frames)
+        (x.row(start) + g * channels, x.row_stride, frames, channels, x_width_,
+         even_ + at * x_width_, odd_ + at * x_width_, x_scales_ + item * x_width_);
+        HWY_DYNAMIC_DISPATCH(pos_pack_frames)
+        (dpre.row(start) + g * channels, dpre.row_stride, frames, channels, d_width_,
+         dpre_ + at * d_width_, nullptr, d_scales_ + item * d_width_);
+      }
+    });
+  }
+
+  void add(const Conv& conv, const WeightTile& tile, int b, int64_t j, float* sums) const {
+    const int64_t at = place(conv, tile.g, b), item = tile.g * conv.segments.batch() + b;
+    for_overlaps(conv, j, b, [&](int64_t first, int64_t frames, int64_t shift) {
+      // Pairs of dpre begin at even frames.
+      const int64_t begin = first / 2, end = (first + frames + 1) / 2;
+      const int32_t* x = shift % 2 ? odd_ + (at + begin + (shift + 1) / 2) * x_width_
+                                   : even_ + (at + begin + shift / 2) * x_width_;
+      HWY_DYNAMIC_DISPATCH(pos_narrow_outer)
+      (x + tile.i0, x_scales_ + item * x_width_ + tile.i0, x_width_,
+       dpre_ + (at + begin) * d_width_, d_scales_ + item * d_width_, d_width_, end - begin,
+       conv.channels(), sums);
+    });
+  }
+
+ private:
+  static int32_t* words(Context& ctx, int64_t count) {
+    return static_cast<int32_t*>(ctx.scratch.take(count * static_cast<int64_t>(sizeof(int32_t))));
+  }
+  int64_t place(const Conv& conv, int64_t g, int64_t b) const {
+    return g * pairs_ + conv.segments.starts[b] / 2 + 2 * b;
+  }
+
+  int64_t pairs_, x_width_, d_width_;
+  int32_t *even_, *odd_;  // [groups][pairs][x_width]
+  int32_t* dpre_;         // [groups][pairs][d_width]
+  float *x_scales_, *d_scales_;
+};
+
+template <class Work>
+void weight_gradient(Context& ctx, const Conv& conv, Tensor x, Tensor dpre, int64_t rows,
+                     const Grad& dweight) {
   const int64_t pieces = (conv.channels() + rows - 1) / rows;
-  const int64_t x_width = pieces * rows, d_width = conv.tiles() * conv.columns();
+  const int64_t d_width = conv.tiles() * conv.columns();
   ScratchScope scratch(ctx.scratch);
-  float* xs = ctx.temporary({conv.groups * conv.T * x_width}).f32();
-  float* ds = ctx.temporary({conv.groups * conv.T * d_width}).f32();
-  const cpu::ThreadScratch threads(ctx, conv.taps() * rows * d_width);
+  Work work(ctx, conv, pieces * rows, d_width);
+  const cpu::ThreadScratch threads(ctx, conv.taps() * WeightTile{0, 0, rows, d_width}.size());
   if (ctx.dry) return;
-  split_groups(conv, x, x_width, xs);
-  split_groups(conv, dpre, d_width, ds);
-  const WeightGradient in{xs, ds, x_width, d_width, rows};
+  work.pack(conv, x, dpre);
   cpu::parallel_for(conv.groups * pieces, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t piece = begin; piece < end; ++piece)
-      weight_gradient_piece(conv, in, piece / pieces, piece % pieces * rows, threads.mine(),
-                            dweight);
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const WeightTile tile{piece / pieces, piece % pieces * rows, rows, d_width};
+      float* sums = threads.mine();
+      std::memset(sums, 0, conv.taps() * tile.size() * sizeof(float));
+      for (int b = 0; b < conv.segments.batch(); ++b)
+        for (int64_t j = 0; j < conv.taps(); ++j)
+          work.add(conv, tile, b, j, sums + j * tile.size());
+      tile.write(conv, sums, dweight);
+    }
   });
 }
 
@@ -337,16 +684,12 @@ void bias_gradient(Tensor dpre, Grad dbias) {
 // residual: dy, or empty.
 void input_gradient(Context& ctx, const Conv& conv, Tensor residual, Tensor dpre, Grad dx) {
   ScratchScope scratch(ctx.scratch);
-  const float* panels = panels_of(ctx, conv, true);
-  float* turned = ctx.temporary({conv.C() * conv.step()}).f32();
-  const auto chunks = chunks_of(ctx, conv);
+  const Convolution convolution(ctx, conv, dpre, true);
   if (ctx.dry) return;
-  turn(conv, dpre, turned);
-  convolve(conv, turned, panels, conv.taps() - 1 - conv.taps() / 2, chunks,
-           [&](int64_t t, int64_t c, int64_t n, const float* sums) {
-             const float* dy = residual ? residual.row(t) + c : nullptr;
-             HWY_DYNAMIC_DISPATCH(pos_add)(sums, dy, n, dx.add, dx.to.row(t) + c);
-           });
+  convolution.run([&](int64_t t, int64_t c, int64_t n, const float* sums) {
+    const float* dy = residual ? residual.row(t) + c : nullptr;
+    HWY_DYNAMIC_DISPATCH(pos_add)(sums, dy, n, dx.add, dx.to.row(t) + c);
+  });
 }
 
 }  // namespace
@@ -360,13 +703,19 @@ void pos_conv_backward(Context& ctx, Tensor dy, Tensor x, Tensor weight, Tensor 
     return cuda::pos_conv_backward(ctx, dy, x, weight, pre, groups, segments, dx, dweight, dbias);
   ScratchScope scratch(ctx.scratch);
   const Tensor dpre = pre ? ctx.temporary(x.shape) : dy;
+  const bool narrow = ctx.math == Math::fast16;
   if (pre && !ctx.dry)
     cpu::parallel_for(conv.T, 64, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t)
         HWY_DYNAMIC_DISPATCH(pos_unfinish)(dy.row(t), pre.row(t), conv.C(), dpre.row(t));
     });
   if (dbias && !ctx.dry) bias_gradient(dpre, dbias);
-  if (dweight) weight_gradient(ctx, conv, x, dpre, dweight);
+  if (dweight && narrow)
+    weight_gradient<NarrowWeightGradient>(ctx, conv, x, dpre,
+                                          HWY_DYNAMIC_DISPATCH(pos_narrow_tile_rows)(), dweight);
+  else if (dweight)
+    weight_gradient<WeightGradient>(ctx, conv, x, dpre,
+                                    HWY_DYNAMIC_DISPATCH(pos_tile_rows)(conv.channels()), dweight);
   if (dx) input_gradient(ctx, conv, pre ? dy : Tensor(), dpre, dx);
 }
 

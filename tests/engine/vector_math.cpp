@@ -17,6 +17,7 @@ void apply(const float* x, int64_t n, float* y) {
 }
 
 void apply_exp(const float* x, int64_t n, float* y) { apply<exp>(x, n, y); }
+void apply_exp2(const float* x, int64_t n, float* y) { apply<exp2>(x, n, y); }
 void apply_gelu(const float* x, int64_t n, float* y) { apply<gelu>(x, n, y); }
 void apply_gelu_slope(const float* x, int64_t n, float* y) { apply<gelu_slope>(x, n, y); }
 void apply_sigmoid(const float* x, int64_t n, float* y) { apply<sigmoid>(x, n, y); }
@@ -37,6 +38,7 @@ namespace sft {
 namespace {
 
 HWY_EXPORT(apply_exp);
+HWY_EXPORT(apply_exp2);
 HWY_EXPORT(apply_gelu);
 HWY_EXPORT(apply_gelu_slope);
 HWY_EXPORT(apply_sigmoid);
@@ -44,6 +46,7 @@ HWY_EXPORT(apply_tanh);
 HWY_EXPORT(apply_log);
 
 void v_exp(const float* x, int64_t n, float* y) { HWY_DYNAMIC_DISPATCH(apply_exp)(x, n, y); }
+void v_exp2(const float* x, int64_t n, float* y) { HWY_DYNAMIC_DISPATCH(apply_exp2)(x, n, y); }
 void v_gelu(const float* x, int64_t n, float* y) { HWY_DYNAMIC_DISPATCH(apply_gelu)(x, n, y); }
 void v_gelu_slope(const float* x, int64_t n, float* y) {
   HWY_DYNAMIC_DISPATCH(apply_gelu_slope)(x, n, y);
@@ -104,6 +107,7 @@ void on_each_target(F&& test) {
 void check_bounds(int64_t target) {
   EXPECT(worst(v_exp, std::exp, -86.9, 88.7, ulp) <= 2);
   EXPECT(worst(v_exp, std::exp, -1, 1, ulp) <= 1.5);
+  EXPECT(worst(v_exp2, std::exp2, -99.9, 127, ulp) <= 2);
   EXPECT(worst(v_gelu, real_gelu, -12, 12, of_size) <= 1.5e-7);
   EXPECT(worst(v_gelu, real_gelu, -1, 1, absolute) <= 1.5e-7);
   // Without fused multiply-add (SSE) the rounding of t^2 / 2 = 72 is added: 72 / 2^24.
@@ -125,6 +129,8 @@ void check_ends() {
   EXPECT(one(v_exp, inf) == inf);
   EXPECT(one(v_exp, 89) == inf);
   EXPECT(one(v_exp, 1e30f) == inf);
+  EXPECT(one(v_exp2, 0) == 1);
+  EXPECT(one(v_exp2, -1e30f) == 0x1p-100f);
   EXPECT(one(v_gelu, 0) == 0);
   EXPECT(one(v_gelu, 1e4f) == 1e4f);
   EXPECT(std::abs(one(v_gelu, -1e4f)) < 1e-30f);
@@ -134,7 +140,7 @@ void check_ends() {
   EXPECT(one(v_tanh, -1e20f) == -1);
   EXPECT(one(v_sigmoid, -inf) == 0);
   EXPECT(one(v_sigmoid, inf) == 1);
-  for (const Apply f : {v_exp, v_gelu, v_gelu_slope, v_tanh, v_sigmoid})
+  for (const Apply f : {v_exp, v_exp2, v_gelu, v_gelu_slope, v_tanh, v_sigmoid})
     EXPECT(std::isnan(one(f, nan)));
 }
 

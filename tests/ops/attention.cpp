@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "autograd/functions.h"
+#include "engine/cpu/narrow.h"
 #include "engine/ops/attention.h"
 #include "tests/doctest.h"
 #include "tests/op_spec.h"
@@ -112,6 +113,7 @@ const OpSpec plain{
           return Cost{.bytes = 16 * static_cast<double>(c.T()) * C, .flops = 4 * C * pairs};
         },
     .cuda = true,
+    .narrow = true,
     // Sums over keys; and a score's error, sqrt(D) roundings of |score| < 5, which goes into exp.
     .terms = 530 + 80 * 5 * 5,
     // y is rounded once, each probability before its product once. A row that looks at few keys has
@@ -284,6 +286,40 @@ TEST_CASE("attention on cuda: NaN of an utterance stays in it") {
       for (int64_t i = 0; i < 48; ++i) EXPECT(std::isfinite(gradient.at(t, i)));
     }
   }
+}
+
+TEST_CASE(
+    "attention in 16 bits: what is not finite spoils what it takes part in, and no other head") {
+  if (!cpu::narrow::available(Math::fast16)) return test::skip("needs AVX-512 with VNNI");
+  const Case c{.frames = {5, 41, 3}, .dims = {2, 16}};
+  // Of frame 20: a query, a key, a value of head 1; and a gradient.
+  for (const int64_t column : {20, 52, 84, -1})
+    for (const double bad : {static_cast<double>(INFINITY), static_cast<double>(NAN)}) {
+      if (column == 52 && std::isinf(bad)) continue;  // scores of -infinity are fine
+      OpRun run(true, kSeed, kUpdate, {Device::cpu, Math::fast16});
+      Tape tape(run.ctx);
+      Fill fill(2);
+      Array qkv = fill.frames(c, 96), dy = fill.frames(c, 32);
+      (column < 0 ? dy.at(20, 20) : qkv.at(20, column)) = bad;
+      const std::vector<Var> in = run.place(tape, std::vector<Array>{qkv});
+      const Var y = attention(tape, in[0], 2, {}, c.segments());
+      tape.seed(y, run.write(dy, Dtype::f32));
+      tape.backward();
+      const Array out = OpRun::read(y), gradient = OpRun::read(tape.gradient(in[0]));
+      const auto finite = [](const Array& a, int64_t t, int64_t head) {
+        for (int64_t i = 0; i < a.shape[1]; ++i)
+          if (i / 16 % 2 == head && !std::isfinite(a.at(t, i))) return false;
+        return true;
+      };
+      for (int64_t t = 0; t < c.T(); ++t) {
+        const bool inside = t >= 5 && t < 46;
+        EXPECT(finite(out, t, 0));
+        EXPECT(finite(gradient, t, 0));
+        // A query spoils its own row, a gradient none.
+        EXPECT(finite(out, t, 1) == (!inside || column < 0 || (column == 20 && t != 20)));
+        EXPECT(finite(gradient, t, 1) == !inside);
+      }
+    }
 }
 
 TEST_CASE("attention: what it refuses") {

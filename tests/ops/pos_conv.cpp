@@ -49,6 +49,8 @@ const RegisterOp pos_conv_op(OpSpec{
               {.frames = {}, .dims = {8, 2, 4}},
               {.frames = {150}, .dims = {32, 2, 4}},  // edges of the tiles of a GPU
               {.frames = {3, 10}, .dims = {136, 2, 3}},
+              {.frames = {100, 9}, .dims = {80, 1, 7}},  // in 16 bits each size of words
+              {.frames = {20, 110}, .dims = {90, 1, 5}},
               {.frames = {1030}, .dims = {2, 1, 2}},  // a split sum
               {.frames = {250, 250, 250, 250}, .dims = {768, 16, 128}, .bench = true},
               {.frames = {250, 250, 250, 250}, .dims = {1024, 16, 128}, .bench = true}},
@@ -63,6 +65,7 @@ const RegisterOp pos_conv_op(OpSpec{
     },
     .cost = cost,
     .cuda = true,
+    .narrow = true,
     .terms = 768,
     .gradient_roundings = 3,  // pre (in the slope), dpre, dx
 });
@@ -85,6 +88,7 @@ const RegisterOp grouped_conv_op(OpSpec{
     },
     .cost = cost,
     .cuda = true,
+    .narrow = true,
     .terms = 768,
 });
 
