@@ -25,7 +25,7 @@ namespace sft::HWY_NAMESPACE {
 constexpr int64_t kLanes = HWY_LANES(float);
 constexpr int64_t kTileColumns = 2 * kLanes;
 // Accumulators are kTileRows x 2 of 32 (AVX-512) or 16 registers.
-constexpr int64_t kTileRows = HWY_TARGET == HWY_AVX3 ? 8 : 4;
+constexpr int64_t kTileRows = HWY_TARGET == HWY_AVX3 ? 8 : std::min<int64_t>(4, kTileColumns);
 
 // What a tile multiplies: words of one f32, or of two int16 that lie beside each other along the
 // sum.

@@ -55,6 +55,7 @@ constexpr int64_t kKeys = 128;    // of a block, forward: scores and values stay
 constexpr int64_t kGroup = 8;     // keys of one Philox call; keys are padded to it
 constexpr float kNever = -1e30f;  // the score of a key that is not there
 constexpr int64_t kQueries = kTileColumns;
+static_assert(kQueries % kTileRows == 0, "queries are rows of products, too");
 constexpr float kLn2 = 0.693147181f;
 constexpr float kIntegers = 4095;  // what columns become, in Pairs
 
