@@ -45,11 +45,12 @@ namespace {
 
 // On a device, half a unit in the last place of bf16, twice: of our rounding and of an error before
 // it. On the CPU both sides of a product are rounded, number by number: of each product's errors,
-// 2.4e-3 of its rms in bf16 and 2.6e-4 in fast16, five and seven times as much.
+// 2.4e-3 of its rms in bf16 and 2.6e-4 in fast16, seven times as much: some outputs are sums of few
+// products, and there are tens of thousands of them.
 double rounded(Where where, double roundings) {
   if (where.math == Math::exact) return 0;
   if (where.device == Device::cuda) return roundings * 0x1p-8;
-  return roundings * (where.math == Math::bf16 ? 1.2e-2 : 1.8e-3);
+  return roundings * (where.math == Math::bf16 ? 1.7e-2 : 1.8e-3);
 }
 
 }  // namespace
