@@ -92,7 +92,7 @@ class Emulated final : public Driver {
   }
   void download(void* to, const void* from, int64_t bytes) override {
     alive("download");
-    std::memcpy(to, from, bytes);
+    if (bytes > 0) std::memcpy(to, from, bytes);  // of nothing, `to` may be null
   }
   // What is sent is there when it is received; until then it is NaN.
   void send(void* to, const void* from, int64_t bytes) override {
