@@ -31,6 +31,9 @@ void TrainingOptions::add_to(Cli& cli, const std::string& task) {
   cli.option("-o,--output", output, fmt::format("the run's folder (default: runs/MODEL-{})", task));
   cli.option("--steps", steps, "updates (train.steps)");
   device.add_to(cli);
+  cli.option("--disk-cache", disk_cache,
+             "GiB of frames kept in the run's folder while it lasts, where memory does not hold\n"
+             "them; 0: none (default: up to a quarter of what is free)");
   cli.option("--config", config, "TOML file of keys");
   cli.option("--set", settings, "KEY=VALUE, over the file");
   cli.flag("--resume", resume, "go on with a run that was stopped");
@@ -66,19 +69,23 @@ void TrainingOptions::apply(const Cli& cli, ConfigBuilder& builder, const std::s
 void run_training(Cli& cli, const TrainingOptions& options, const ConfigBuilder& builder,
                   const std::string& task,
                   const std::function<TrainerReport(const TrainJob&)>& train) {
+  if (cli.given("--disk-cache") && !(options.disk_cache >= 0 && options.disk_cache <= 1e6))
+    fail(Kind::usage, "--disk-cache: {} (expected 0 to 1000000 GiB)", options.disk_cache);
   if (options.print_config) {
     fmt::print("{}", builder.print());
     return;
   }
   cpu::choose_isa();
   install_stop_signals();
-  TrainJob job{.model = options.model,
-               .config = builder.finish(),
-               .run = options.run(task),
-               .resume = options.resume,
-               .force = options.force,
-               .dry_run = options.dry_run,
-               .command_line = cli.command_line()};
+  TrainJob job{
+      .model = options.model,
+      .config = builder.finish(),
+      .run = options.run(task),
+      .resume = options.resume,
+      .force = options.force,
+      .dry_run = options.dry_run,
+      .disk = options.disk_cache < 0 ? -1 : static_cast<int64_t>(options.disk_cache * (1 << 30)),
+      .command_line = cli.command_line()};
   Progress line(cli);
   std::string phase;
   const auto enter = [&](const std::string& name, const char* unit) {

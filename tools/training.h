@@ -15,6 +15,7 @@ struct TrainingOptions {
   DeviceOptions device;
   std::vector<std::string> settings;
   int64_t steps = 0;
+  double disk_cache = -1;  // GiB; -1: not given
   bool resume = false, dry_run = false, force = false, print_config = false;
 
   // `task` stands in the help: "TASK" for runs/MODEL-TASK.

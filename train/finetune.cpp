@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include "engine/device.h"
-#include "engine/memory.h"
 #include "models/initialise.h"
 #include "train/tasks/finetune.h"
 
@@ -83,11 +82,11 @@ TrainerReport finetune(const TrainJob& job) {
              [&](std::string_view name) { return finetune_range(name, c.train.freeze); },
              {"head", "encoder"});
 
-  const int64_t cache = available_memory() / 4;
+  const FrameBudget frames = frame_budget(job);
   const auto objective =
       data.units
-          ? ctc_objective(c, model, *data.units, data.train, data.dev, kDecodeThreads, cache)
-          : classify_objective(c, model, data.classes, data.train, data.dev, kDecodeThreads, cache);
+          ? ctc_objective(c, model, *data.units, data.train, data.dev, kDecodeThreads, frames)
+          : classify_objective(c, model, data.classes, data.train, data.dev, kDecodeThreads, frames);
   TensorMap pass_through;
   for (const auto& [name, tensor] : tensors.tensors)
     if (name.starts_with("pretrain.")) pass_through.tensors[name] = tensor;

@@ -13,31 +13,28 @@ bool convolutions_frozen(const Encoder& encoder) {
                      [](const ConvLayer& layer) { return !layer.weight.var.slot; });
 }
 
+// As f32; of bf16 half.
+std::vector<int64_t> frame_bytes(const Config& config, const std::vector<int64_t>& samples) {
+  std::vector<int64_t> bytes;
+  for (int64_t n : samples)
+    bytes.push_back(config.frames(n) * config.frame_width() * static_cast<int64_t>(sizeof(float)));
+  return bytes;
+}
+
 }  // namespace
 
 FrontEnd::FrontEnd(const Encoder& encoder, AudioLoader& loader, std::vector<int64_t> samples,
-                   int64_t cache_bytes)
+                   const FrameBudget& budget)
     : encoder_(encoder),
       loader_(loader),
       samples_(std::move(samples)),
       frozen_(convolutions_frozen(encoder)),
-      cached_(samples_.size()) {
-  if (frozen_) reserve_cache(cache_bytes);
-}
-
-// Addresses only: memory is taken as rows come by.
-void FrontEnd::reserve_cache(int64_t budget) {
-  const int64_t row_bytes = encoder_.config.frame_width() * static_cast<int64_t>(sizeof(float));
-  for (size_t row = 0; row < samples_.size(); ++row) {
-    const int64_t bytes = encoder_.config.frames(samples_[row]) * row_bytes;
-    if (cache_.mark() + bytes <= budget) cached_[row].frames = cache_.take(bytes);
-  }
-}
+      store_(frame_bytes(encoder.config, samples_), frozen_ ? budget : FrameBudget{}) {}
 
 int64_t FrontEnd::audio_bytes(int64_t in_flight, int64_t kept) const {
   int64_t again = 0;  // of rows whose audio will be wanted again
-  for (size_t row = 0; row < samples_.size(); ++row)
-    if (!cached_[row].frames) again += samples_[row] * static_cast<int64_t>(sizeof(float));
+  for (uint32_t row = 0; row < samples_.size(); ++row)
+    if (!store_.has_place(row)) again += samples_[row] * static_cast<int64_t>(sizeof(float));
   return in_flight + std::min(again, kept);
 }
 
@@ -70,16 +67,9 @@ void FrontEnd::compute_alone(Context& ctx, uint32_t row, Tensor to) {
 }
 
 void FrontEnd::copy_frames(Context& ctx, uint32_t row, Tensor to) {
-  Cached& cached = cached_[row];
-  if (cached.filled) {
-    write(ctx, cached.frames, to);
-    return;
-  }
+  if (store_.filled(row)) return store_.get(ctx, row, to);
   compute_alone(ctx, row, to);
-  if (!cached.frames || ctx.dry) return;
-  flush(ctx);
-  read(ctx, to, cached.frames);
-  cached.filled = true;
+  if (store_.has_place(row)) store_.put(ctx, row, to);
 }
 
 Var FrontEnd::frames(Tape& t, std::span<const uint32_t> rows) {
@@ -102,12 +92,20 @@ Var FrontEnd::frames(Tape& t, std::span<const uint32_t> rows) {
 void FrontEnd::prefetch(std::span<const uint32_t> rows) {
   missing_.clear();
   for (uint32_t row : rows)
-    if (!cached_[row].filled) missing_.push_back(row);
+    if (store_.filled(row))
+      store_.will_need(row);
+    else
+      missing_.push_back(row);
   loader_.prefetch(missing_);
 }
 
 void FrontEnd::give_back(std::span<const uint32_t> rows) {
-  for (uint32_t row : rows) loader_.release(row, /*keep=*/!cached_[row].filled);
+  for (uint32_t row : rows) loader_.release(row, /*keep=*/!store_.filled(row));
+}
+
+Objective::OnDisk frames_on_disk(const FrontEnd& train, const FrontEnd& dev) {
+  const FrameStore &a = train.store(), &b = dev.store();
+  return {a.disk_bytes() + b.disk_bytes(), a.disk_was_full() || b.disk_was_full()};
 }
 
 }  // namespace sft

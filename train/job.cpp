@@ -93,6 +93,10 @@ ModelFile open_base(const TrainJob& job) {
   return base;
 }
 
+FrameBudget frame_budget(const TrainJob& job) {
+  return {available_memory() / 4, job.disk < 0 ? free_disk(job.run) / 4 : job.disk, job.run};
+}
+
 std::optional<TrainerReport> look_at_run(const TrainJob& job, const std::string& base_id) {
   if (!job.resume) {
     RunDir::check_new(job.run, job.force ? Existing::replace : Existing::refuse);
@@ -121,6 +125,9 @@ TrainerReport train(const TrainJob& job, const std::string& base_id, const Confi
   const int64_t available = store.gpu() ? store.bytes() + store.gpu()->free_bytes() / 10 * 9
                                         : available_memory() / 10 * 6;
   say_memory(job, trainer.plan_memory(available));
+  if (const int64_t bytes = objective.on_disk().bytes)
+    job.say(
+        fmt::format("disk: {:.0f} MiB of frames in {} while the run lasts", mib(bytes), job.run));
   if (job.dry_run) {
     job.say("dry run: nothing is written");
     return {};
@@ -136,6 +143,8 @@ TrainerReport train(const TrainJob& job, const std::string& base_id, const Confi
   if (report.peak_bytes)
     job.say(fmt::format("memory: at most {:.0f} MiB of the {:.0f} planned", mib(report.peak_bytes),
                         mib(report.planned_bytes)));
+  if (objective.on_disk().was_full)
+    job.say("disk: it was full, so frames were computed again and again");
   return report;
 }
 

@@ -9,6 +9,7 @@
 #include "models/checkpoint.h"
 #include "models/layers.h"
 #include "train/data_check.h"
+#include "train/frame_store.h"
 #include "train/run_config.h"
 #include "train/trainer.h"
 
@@ -19,6 +20,7 @@ struct TrainJob {
   RunConfig config;   // with data.manifest
   std::string run;    // output folder
   bool resume = false, force = false, dry_run = false;
+  int64_t disk = -1;  // bytes of frames kept there meanwhile; -1: a quarter of what is free
   std::vector<std::string> command_line;                                    // for record.json
   std::function<void(const std::string&)> say = [](const std::string&) {};  // lines for people
   OnProgress progress = [](int64_t, double, const std::string&) {};
@@ -46,6 +48,9 @@ DropoutRates dropout_rates(const RunConfig& config, const Config& model);
 
 // The model to begin with: what there is to remark of it is said, its values are finite.
 ModelFile open_base(const TrainJob& job);
+
+// Where frames of frozen convolutions may be kept: a quarter of the free memory, then job.disk.
+FrameBudget frame_budget(const TrainJob& job);
 
 // Before the data are read: throws what would keep the run from being opened later. A run that is
 // finished and is resumed has nothing left to do: its report.

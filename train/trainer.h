@@ -60,10 +60,15 @@ class Objective {
   virtual Scores evaluate(Context& ctx, const std::string& folder) = 0;
   // Takes the memory that evaluate will, in a dry context.
   virtual void plan_evaluation(Context&) {}
-  // Bytes that it will hold beside the arenas: cached features, decoded audio.
+  // Bytes that it will hold beside the arenas: kept frames, decoded audio.
   virtual int64_t held_bytes(int64_t batch_samples) const {
     return 2 * batch_samples * static_cast<int64_t>(sizeof(float));
   }
+  struct OnDisk {
+    int64_t bytes = 0;      // when all is there
+    bool was_full = false;  // so it will not be
+  };
+  virtual OnDisk on_disk() const { return {}; }
 };
 
 struct TrainerReport {
@@ -94,7 +99,7 @@ class Trainer {
     int64_t process = 0;     // the program, libraries, the model file, lists of the data
     int64_t parameters = 0;  // masters, gradients, moments, derived weights
     int64_t activations = 0, scratch = 0;
-    int64_t data = 0;          // cached features, decoded audio
+    int64_t data = 0;          // kept frames, decoded audio
     int64_t micro_frames = 0;  // frames of a micro-batch at most; 0: batches are not cut
     bool on_device = false;    // parameters, activations and scratch are
     int64_t total() const { return process + parameters + activations + scratch + data; }

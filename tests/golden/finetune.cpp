@@ -118,7 +118,8 @@ void follow_pytorch(Device device) {
     Split train{all.select("train"), {}}, dev{all.select("dev"), {}};
     train.check = check_data(train.manifest, options),
     dev.check = check_data(dev.manifest, options);
-    const auto objective = ctc_objective(config, model, units, train, dev, 1, int64_t{1} << 24);
+    const auto objective =
+        ctc_objective(config, model, units, train, dev, 1, {int64_t{1} << 24, 0, ""});
     RunDir run = RunDir::create(folder / "run", to_toml(config), "{}");
     Trainer trainer(config, model_config, store, {}, *objective, run, golden_batches(golden));
     trainer.plan_memory(int64_t{1} << 30);

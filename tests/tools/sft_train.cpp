@@ -268,6 +268,19 @@ TEST_CASE("sft-train: an output folder that cannot be written, or is something e
   }
 }
 
+TEST_CASE("sft-train: --disk-cache takes a size") {
+  if (test::absent("sft-train")) return;
+  const TinySpeech speech;
+  for (const std::string wrong : {"-1", "1e300", "much"}) {
+    const Outcome refused =
+        run_program("sft-train", arguments(speech, "run", {"--disk-cache=" + wrong}));
+    INFO(refused.err);
+    EXPECT(refused.code == 2);
+    EXPECT(refused.err.find("--disk-cache: ") != std::string::npos);
+    EXPECT(!fs::exists(speech.folder / "run"));
+  }
+}
+
 TEST_CASE("sft-train: --dry-run prints the plan and writes nothing; --print-config; --json") {
   if (test::absent("sft-train")) return;
   const TinySpeech speech;

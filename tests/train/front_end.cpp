@@ -8,6 +8,8 @@ using namespace sft;
 
 namespace {
 
+const FrameBudget kInMemory{.memory = int64_t{1} << 30};
+
 // An encoder whose convolutions are frozen, or not, over the training rows of a tiny manifest.
 struct Setup {
   test::TinySpeech speech;
@@ -41,10 +43,10 @@ struct Setup {
 
 TEST_CASE("front_end: cached frames have the bits of fresh ones, whoever shares the batch") {
   Setup s(/*frozen=*/true);
-  FrontEnd cached(s.encoder, s.loader, s.samples, int64_t{1} << 30);
-  FrontEnd fresh(s.encoder, s.loader, s.samples, 0);
-  EXPECT(cached.cache_bytes() > 0);
-  EXPECT(fresh.cache_bytes() == 0);
+  FrontEnd cached(s.encoder, s.loader, s.samples, kInMemory);
+  FrontEnd fresh(s.encoder, s.loader, s.samples, {});
+  EXPECT(cached.store().memory_bytes() > 0);
+  EXPECT(fresh.store().memory_bytes() == 0);
   const std::vector<float> first = s.frames(cached, {0, 3, 5});
   EXPECT(s.frames(fresh, {0, 3, 5}) == first);
   EXPECT(s.frames(cached, {0, 3, 5}) == first);
@@ -56,11 +58,25 @@ TEST_CASE("front_end: cached frames have the bits of fresh ones, whoever shares 
   EXPECT(test::error_of([&] { s.frames(fresh, {3}); }).kind == Kind::input);
 }
 
+TEST_CASE("front_end: frames kept on disk are those kept in memory") {
+  Setup s(/*frozen=*/true);
+  FrontEnd memory(s.encoder, s.loader, s.samples, kInMemory);
+  FrontEnd disk(s.encoder, s.loader, s.samples,
+                {.disk = int64_t{1} << 30, .folder = s.speech.folder.path()});
+  EXPECT(disk.store().memory_bytes() == 0);
+  EXPECT(frames_on_disk(disk, memory).bytes == disk.store().disk_bytes());
+  const std::vector<float> first = s.frames(disk, {4, 1});
+  EXPECT(first == s.frames(memory, {4, 1}));
+  disk.prefetch(std::vector<uint32_t>{1, 4});
+  EXPECT(s.frames(disk, {4, 1}) == first);
+  EXPECT(disk.audio_bytes(7, int64_t{1} << 40) == 7);
+}
+
 TEST_CASE("front_end: training convolutions give the frames that frozen ones do") {
   Setup frozen(true), training(false);
-  FrontEnd a(frozen.encoder, frozen.loader, frozen.samples, 0);
-  FrontEnd b(training.encoder, training.loader, training.samples, int64_t{1} << 30);
-  EXPECT(b.cache_bytes() == 0);
+  FrontEnd a(frozen.encoder, frozen.loader, frozen.samples, {});
+  FrontEnd b(training.encoder, training.loader, training.samples, kInMemory);
+  EXPECT(b.store().memory_bytes() == 0);
   const std::vector<float> x = frozen.frames(a, {1, 2}), y = training.frames(b, {1, 2});
   REQUIRE(x.size() == y.size());
   EXPECT(test::relative_error(y.data(), x.data(), static_cast<int64_t>(x.size())) < 1e-5);
@@ -70,16 +86,16 @@ TEST_CASE("front_end: the cache takes the first rows that fit its budget") {
   Setup s(true);
   const int64_t row = s.file.config.frames(s.samples[0]) * s.file.config.conv_dims.back() *
                       static_cast<int64_t>(sizeof(float));
-  FrontEnd front_end(s.encoder, s.loader, s.samples, row + 64);
-  EXPECT(front_end.cache_bytes() >= row);
-  EXPECT(front_end.cache_bytes() < row + 128);
+  FrontEnd front_end(s.encoder, s.loader, s.samples, {row + 64, 0, ""});
+  EXPECT(front_end.store().memory_bytes() >= row);
+  EXPECT(front_end.store().memory_bytes() < row + 128);
   EXPECT(front_end.audio_bytes(0, int64_t{1} << 40) > 0);
   EXPECT(front_end.audio_bytes(7, 0) == 7);
 }
 
 TEST_CASE("front_end: a file that changed since the check is an error that names its row") {
   Setup s(true);
-  FrontEnd front_end(s.encoder, s.loader, s.samples, 0);
+  FrontEnd front_end(s.encoder, s.loader, s.samples, {});
   test::write_wav(s.speech.folder / "2.wav", std::vector<float>(9000));
   const Error e = test::error_of([&] { s.frames(front_end, {2}); });
   EXPECT(e.kind == Kind::input);

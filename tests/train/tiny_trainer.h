@@ -42,7 +42,7 @@ struct TinyTrainer {
     train = {all.select("train"), {}}, dev = {all.select("dev"), {}};
     train.check = check_data(train.manifest, {.units = units});
     dev.check = check_data(dev.manifest, {.units = units});
-    objective = ctc_objective(this->job.config, model, units, train, dev, 1, cache_bytes);
+    objective = ctc_objective(this->job.config, model, units, train, dev, 1, {cache_bytes, 0, ""});
   }
   TinyTrainer(const TinyTrainer&) = delete;
 

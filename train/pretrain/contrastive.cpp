@@ -99,9 +99,8 @@ double perplexity(std::span<const double> use, int64_t groups) {
 class ContrastiveObjective : public MaskedObjective {
  public:
   ContrastiveObjective(const RunConfig& config, const ContrastiveModel& model, const Split& train,
-                       const Split& dev, int64_t cache_bytes)
-      : MaskedObjective(config, model.encoder, train, dev, /*least=*/2, cache_bytes),
-        model_(model) {
+                       const Split& dev, const FrameBudget& frames)
+      : MaskedObjective(config, model.encoder, train, dev, /*least=*/2, frames), model_(model) {
     training_ = {options_, static_cast<float>(model.encoder.config.train.feature_dropout),
                  gumbel_noise(config)};
   }
@@ -206,8 +205,8 @@ class ContrastiveObjective : public MaskedObjective {
 
 std::unique_ptr<Objective> contrastive_objective(const RunConfig& config,
                                                  const ContrastiveModel& model, const Split& train,
-                                                 const Split& dev, int64_t cache_bytes) {
-  return std::make_unique<ContrastiveObjective>(config, model, train, dev, cache_bytes);
+                                                 const Split& dev, const FrameBudget& frames) {
+  return std::make_unique<ContrastiveObjective>(config, model, train, dev, frames);
 }
 
 }  // namespace sft

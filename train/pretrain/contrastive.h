@@ -91,6 +91,6 @@ void draw_negatives(Draws& draws, int32_t M, int64_t each, int32_t first,
 // hidden has none hidden. The arguments outlive the objective.
 std::unique_ptr<Objective> contrastive_objective(const RunConfig& config,
                                                  const ContrastiveModel& model, const Split& train,
-                                                 const Split& dev, int64_t cache_bytes);
+                                                 const Split& dev, const FrameBudget& frames);
 
 }  // namespace sft

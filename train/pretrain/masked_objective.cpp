@@ -18,12 +18,12 @@ constexpr int kDevBatch = 16;
 }  // namespace
 
 MaskedSplit::MaskedSplit(const RunConfig& config, const Encoder& encoder, const Split& split,
-                         size_t least, int64_t cache_bytes)
+                         size_t least, const FrameBudget& frames)
     : config_(config),
       split_(split),
       least_(least),
       loader_(split.manifest, kDecodeThreads, kKeepAudio),
-      front_end_(encoder, loader_, split.samples(), cache_bytes) {
+      front_end_(encoder, loader_, split.samples(), frames) {
   for (int64_t samples : split.samples())
     frames_.push_back(static_cast<int32_t>(encoder.config.frames(samples)));
 }
@@ -67,10 +67,10 @@ HiddenFrames MaskedSplit::hide(const Batch& rows, uint32_t update, int64_t n, co
 
 MaskedObjective::MaskedObjective(const RunConfig& config, const Encoder& encoder,
                                  const Split& train, const Split& dev, size_t least,
-                                 int64_t cache_bytes)
+                                 const FrameBudget& frames)
     : config_(config),
-      train_(config, encoder, train, least, cache_bytes),
-      dev_(config, encoder, dev, least, cache_bytes / 4),
+      train_(config, encoder, train, least, frames),
+      dev_(config, encoder, dev, least, frames.part(4)),
       dev_batches_(BatchPlan(dev.samples(), {kDevBatch}, 0).groups()) {
   const Config& c = encoder.config;
   options_.rates = dropout_rates(config, c);
@@ -109,7 +109,7 @@ int64_t MaskedObjective::held_bytes(int64_t batch_samples) const {
     for (uint32_t row : batch) samples += dev.samples()[row];
     dev_samples = std::max(dev_samples, samples);
   }
-  return train.cache_bytes() + dev.cache_bytes() +
+  return train.store().memory_bytes() + dev.store().memory_bytes() +
          train.audio_bytes(2 * batch_samples * kFloat, kKeepAudio) +
          dev.audio_bytes(dev_samples * kFloat, kKeepAudio);
 }

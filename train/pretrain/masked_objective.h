@@ -24,7 +24,7 @@ class MaskedSplit {
  public:
   // An utterance of which fewer than `least` frames would be hidden has none hidden.
   MaskedSplit(const RunConfig& config, const Encoder& encoder, const Split& split, size_t least,
-              int64_t cache_bytes);
+              const FrameBudget& frames);
 
   FrontEnd& front_end() { return front_end_; }
   const FrontEnd& front_end() const { return front_end_; }
@@ -56,7 +56,7 @@ class MaskedSplit {
 class MaskedObjective : public Objective {
  public:
   MaskedObjective(const RunConfig& config, const Encoder& encoder, const Split& train,
-                  const Split& dev, size_t least, int64_t cache_bytes);
+                  const Split& dev, size_t least, const FrameBudget& frames);
 
   const std::vector<int64_t>& samples() const override { return train_.front_end().samples(); }
   void prefetch(const Batch& batch) override { train_.front_end().prefetch(batch); }
@@ -65,6 +65,7 @@ class MaskedObjective : public Objective {
   std::string names(const Batch& batch) const override;
   void plan_evaluation(Context& ctx) override;
   int64_t held_bytes(int64_t batch_samples) const override;
+  OnDisk on_disk() const override { return frames_on_disk(train_.front_end(), dev_.front_end()); }
 
  protected:
   // Forward of a micro-batch of the training split to the losses of the tape, with the frames

@@ -43,8 +43,8 @@ int64_t count_correct(Tensor logits, std::span<const int32_t> labels) {
 class ClusterObjective : public MaskedObjective {
  public:
   ClusterObjective(const RunConfig& config, const PretrainModel& model, const Targets& targets,
-                   const Split& train, const Split& dev, int64_t cache_bytes)
-      : MaskedObjective(config, model.encoder, train, dev, /*least=*/1, cache_bytes),
+                   const Split& train, const Split& dev, const FrameBudget& frames)
+      : MaskedObjective(config, model.encoder, train, dev, /*least=*/1, frames),
         model_(model),
         targets_(targets) {}
 
@@ -110,8 +110,9 @@ class ClusterObjective : public MaskedObjective {
 std::unique_ptr<Objective> masked_prediction_objective(const RunConfig& config,
                                                        const PretrainModel& model,
                                                        const Targets& targets, const Split& train,
-                                                       const Split& dev, int64_t cache_bytes) {
-  return std::make_unique<ClusterObjective>(config, model, targets, train, dev, cache_bytes);
+                                                       const Split& dev,
+                                                       const FrameBudget& frames) {
+  return std::make_unique<ClusterObjective>(config, model, targets, train, dev, frames);
 }
 
 }  // namespace sft

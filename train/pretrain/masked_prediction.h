@@ -67,6 +67,6 @@ MaskedLosses masked_prediction(Tape& t, const PretrainModel& model, Var features
 std::unique_ptr<Objective> masked_prediction_objective(const RunConfig& config,
                                                        const PretrainModel& model,
                                                        const Targets& targets, const Split& train,
-                                                       const Split& dev, int64_t cache_bytes);
+                                                       const Split& dev, const FrameBudget& frames);
 
 }  // namespace sft

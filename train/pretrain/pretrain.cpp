@@ -8,7 +8,6 @@
 
 #include "engine/device.h"
 #include "engine/glob.h"
-#include "engine/memory.h"
 #include "models/initialise.h"
 #include "train/pretrain/contrastive.h"
 #include "train/pretrain/masked_prediction.h"
@@ -155,8 +154,8 @@ TrainerReport predict_clusters(const Session& s) {
   RunDir run = begin(s);
   const Targets targets = job.dry_run ? blank_targets(c, s.config, s.data)
                                       : targets_of(job, run, source.get(), s.config, s.data);
-  const auto objective = masked_prediction_objective(c, model, targets, s.data.train, s.data.dev,
-                                                     available_memory() / 4);
+  const auto objective =
+      masked_prediction_objective(c, model, targets, s.data.train, s.data.dev, frame_budget(job));
   return train(job, s.base_id, s.config, bound.store, {}, *objective, run);
 }
 
@@ -198,7 +197,7 @@ TrainerReport contrast(const Session& s) {
   });
   RunDir run = begin(s);
   const auto objective =
-      contrastive_objective(job.config, model, s.data.train, s.data.dev, available_memory() / 4);
+      contrastive_objective(job.config, model, s.data.train, s.data.dev, frame_budget(job));
   return train(job, s.base_id, s.config, bound.store, {}, *objective, run);
 }
 

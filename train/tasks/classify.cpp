@@ -13,8 +13,8 @@ class ClassifyObjective : public FineTuneObjective {
  public:
   ClassifyObjective(const RunConfig& config, const FineTuneModel& model,
                     const std::vector<std::string>& classes, const Split& train, const Split& dev,
-                    int decode_threads, int64_t cache_bytes)
-      : FineTuneObjective(config, model, train, dev, decode_threads, cache_bytes),
+                    int decode_threads, const FrameBudget& frames)
+      : FineTuneObjective(config, model, train, dev, decode_threads, frames),
         classes_(classes),
         train_labels_(labels_of(train)),
         dev_labels_(labels_of(dev)) {}
@@ -72,9 +72,9 @@ class ClassifyObjective : public FineTuneObjective {
 std::unique_ptr<Objective> classify_objective(const RunConfig& config, const FineTuneModel& model,
                                               const std::vector<std::string>& classes,
                                               const Split& train, const Split& dev,
-                                              int decode_threads, int64_t cache_bytes) {
+                                              int decode_threads, const FrameBudget& frames) {
   return std::make_unique<ClassifyObjective>(config, model, classes, train, dev, decode_threads,
-                                             cache_bytes);
+                                             frames);
 }
 
 }  // namespace sft

@@ -57,8 +57,8 @@ class Decoded {
 class CtcObjective : public FineTuneObjective {
  public:
   CtcObjective(const RunConfig& config, const FineTuneModel& model, const Units& units,
-               const Split& train, const Split& dev, int decode_threads, int64_t cache_bytes)
-      : FineTuneObjective(config, model, train, dev, decode_threads, cache_bytes), units_(units) {
+               const Split& train, const Split& dev, int decode_threads, const FrameBudget& frames)
+      : FineTuneObjective(config, model, train, dev, decode_threads, frames), units_(units) {
     if (config.eval.select == "cer" && !units.characters())
       fail(Kind::usage,
            "eval.select is cer, but the units are not characters (expected wer or per)");
@@ -105,9 +105,8 @@ class CtcObjective : public FineTuneObjective {
 
 std::unique_ptr<Objective> ctc_objective(const RunConfig& config, const FineTuneModel& model,
                                          const Units& units, const Split& train, const Split& dev,
-                                         int decode_threads, int64_t cache_bytes) {
-  return std::make_unique<CtcObjective>(config, model, units, train, dev, decode_threads,
-                                        cache_bytes);
+                                         int decode_threads, const FrameBudget& frames) {
+  return std::make_unique<CtcObjective>(config, model, units, train, dev, decode_threads, frames);
 }
 
 }  // namespace sft

@@ -40,15 +40,15 @@ constexpr size_t kDevBatch = 16;
 
 FineTuneObjective::FineTuneObjective(const RunConfig& config, const FineTuneModel& model,
                                      const Split& train, const Split& dev, int decode_threads,
-                                     int64_t cache_bytes)
+                                     const FrameBudget& frames)
     : config_(config),
       model_(model),
       train_split_(train),
       dev_split_(dev),
       train_loader_(train.manifest, decode_threads, kKeepAudio),
       dev_loader_(dev.manifest, decode_threads, kKeepAudio),
-      train_(model.encoder, train_loader_, train.samples(), cache_bytes),
-      dev_(model.encoder, dev_loader_, dev.samples(), cache_bytes / 4),
+      train_(model.encoder, train_loader_, train.samples(), frames),
+      dev_(model.encoder, dev_loader_, dev.samples(), frames.part(4)),
       rates_(dropout_rates(config, model.encoder.config)),
       augment_(augment_of(config)) {}
 
@@ -116,7 +116,7 @@ int64_t FineTuneObjective::held_bytes(int64_t batch_samples) const {
   const std::vector<int64_t>& dev = dev_.samples();
   const int64_t longest = *std::max_element(dev.begin(), dev.end());
   const int64_t dev_batch = static_cast<int64_t>(std::min(kDevBatch, dev.size())) * longest;
-  return train_.cache_bytes() + dev_.cache_bytes() +
+  return train_.store().memory_bytes() + dev_.store().memory_bytes() +
          train_.audio_bytes(2 * batch_samples * kFloat, kKeepAudio) +
          dev_.audio_bytes(2 * dev_batch * kFloat, kKeepAudio);
 }

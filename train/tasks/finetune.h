@@ -32,7 +32,7 @@ int finetune_range(std::string_view name, const std::vector<std::string>& freeze
 class FineTuneObjective : public Objective {
  public:
   FineTuneObjective(const RunConfig& config, const FineTuneModel& model, const Split& train,
-                    const Split& dev, int decode_threads, int64_t cache_bytes);
+                    const Split& dev, int decode_threads, const FrameBudget& frames);
 
   const std::vector<int64_t>& samples() const override { return train_.samples(); }
   void prefetch(const Batch& batch) override { train_.prefetch(batch); }
@@ -41,6 +41,7 @@ class FineTuneObjective : public Objective {
     for_each_dev_batch(ctx, [](const Batch&, Tensor, Segments) {});
   }
   int64_t held_bytes(int64_t batch_samples) const override;
+  OnDisk on_disk() const override { return frames_on_disk(train_, dev_); }
   void add_numbers(Context& ctx, Tensor numbers) override;
   std::string names(const Batch& batch) const override;
 
@@ -73,14 +74,14 @@ class FineTuneObjective : public Objective {
 // CTC; dev scores: wer and cer of characters, per of phones, wer of other tokens, and loss.
 std::unique_ptr<Objective> ctc_objective(const RunConfig& config, const FineTuneModel& model,
                                          const Units& units, const Split& train, const Split& dev,
-                                         int decode_threads, int64_t cache_bytes);
+                                         int decode_threads, const FrameBudget& frames);
 
 // Classes of utterances; dev scores: accuracy, and loss. classes[i] is the name of class i, the
 // value of `data.label`.
 std::unique_ptr<Objective> classify_objective(const RunConfig& config, const FineTuneModel& model,
                                               const std::vector<std::string>& classes,
                                               const Split& train, const Split& dev,
-                                              int decode_threads, int64_t cache_bytes);
+                                              int decode_threads, const FrameBudget& frames);
 
 // The values of a column, sorted; Kind::input if a row has none.
 std::vector<std::string> classes_of(const Manifest& manifest, std::string_view column);
