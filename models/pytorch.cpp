@@ -3,110 +3,16 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
-#include <set>
 
 #include "engine/formats/torch_file.h"
 #include "models/fairseq_config.h"
 #include "models/huggingface.h"
-#include "models/initialise.h"
-#include "models/names.h"
+#include "models/pytorch_names.h"
 #include "models/s3prl_downstream.h"
 #include "models/vocabulary.h"
 
 namespace sft {
 namespace {
-
-constexpr std::string_view kOurKeys = "sft";       // what fairseq has no keys for
-constexpr std::string_view kMadeKey = "sft.made";  // heads that only s3prl needs
-
-// ---- tables: one for each family's names
-
-constexpr std::array kBackbone = {
-    Spelling{"mask_emb", "mask_emb"},
-    Spelling{"conv.#.*", "feature_extractor.conv_layers.#.0.*"},
-    Spelling{"conv.#.norm.*", "feature_extractor.conv_layers.#.2.*"},
-    Spelling{"conv.#.norm.*", "feature_extractor.conv_layers.#.2.1.*", false},
-    Spelling{"feat_norm.*", "layer_norm.*"},
-    Spelling{"feat_proj.*", "post_extract_proj.*"},
-    Spelling{"pos_conv.0.weight_g", "encoder.pos_conv.0.weight_g"},
-    Spelling{"pos_conv.0.weight_v", "encoder.pos_conv.0.weight_v"},
-    Spelling{"pos_conv.0.weight_g", "encoder.pos_conv.0.parametrizations.weight.original0", false},
-    Spelling{"pos_conv.0.weight_v", "encoder.pos_conv.0.parametrizations.weight.original1", false},
-    Spelling{"pos_conv.0.weight", "encoder.pos_conv.0.weight", false},
-    Spelling{"pos_conv.0.bias", "encoder.pos_conv.0.bias"},
-    Spelling{"enc.norm.*", "encoder.layer_norm.*"},
-    Spelling{"enc.#.attn.q.*", "encoder.layers.#.self_attn.q_proj.*"},
-    Spelling{"enc.#.attn.k.*", "encoder.layers.#.self_attn.k_proj.*"},
-    Spelling{"enc.#.attn.v.*", "encoder.layers.#.self_attn.v_proj.*"},
-    Spelling{"enc.#.attn.o.*", "encoder.layers.#.self_attn.out_proj.*"},
-    Spelling{"enc.#.attn.rel_bias", "encoder.layers.#.self_attn.relative_attention_bias.weight"},
-    Spelling{"enc.#.attn.rel_gate.*", "encoder.layers.#.self_attn.grep_linear.*"},
-    Spelling{"enc.#.attn.rel_gate.scale", "encoder.layers.#.self_attn.grep_a"},
-    Spelling{"enc.#.attn_norm.*", "encoder.layers.#.self_attn_layer_norm.*"},
-    Spelling{"enc.#.ffn.up.*", "encoder.layers.#.fc1.*"},
-    Spelling{"enc.#.ffn.down.*", "encoder.layers.#.fc2.*"},
-    Spelling{"enc.#.ffn_norm.*", "encoder.layers.#.final_layer_norm.*"},
-};
-// Where every convolution has a norm, it stands between two transposes.
-constexpr std::array kLayerModeNorm = {
-    Spelling{"conv.#.norm.*", "feature_extractor.conv_layers.#.2.1.*"}};
-
-constexpr std::array kHubertHeads = {Spelling{"pretrain.proj.*", "final_proj.*"},
-                                     Spelling{"pretrain.label_emb", "label_embs_concat"}};
-constexpr std::array kWav2vec2Heads = {Spelling{"pretrain.proj.*", "final_proj.*"},
-                                       Spelling{"pretrain.vq.codebook", "quantizer.vars"},
-                                       Spelling{"pretrain.vq.proj.*", "quantizer.weight_proj.*"},
-                                       Spelling{"pretrain.vq_out.*", "project_q.*"}};
-// Behind each plain convolution its norm has no parameters.
-constexpr std::array kData2vecNames = {Spelling{"pos_conv.#.*", "encoder.pos_conv.#.0.*"},
-                                       Spelling{"pretrain.proj.*", "final_proj.*"},
-                                       Spelling{"pretrain.proj.*", "final_proj.0.*", false}};
-constexpr std::array kDistilhubertHeads = {Spelling{"pretrain.distill.0.*", "output_layer.0.*"},
-                                           Spelling{"pretrain.distill.1.*", "output_layer.2.*"}};
-// Of a fine-tuned model: the encoder, and the CTC head on it.
-constexpr std::string_view kFineTuned = "w2v_encoder.w2v_model.";
-constexpr std::array kCtcHead = {Spelling{"task.out.*", "w2v_encoder.proj.*"}};
-
-// The files that a family's own program makes.
-enum class Form {
-  fairseq,    // and, converted, s3prl's
-  unilm,      // one flat cfg beside the model
-  distiller,  // of s3prl's own pre-training
-  bare,       // the model alone
-};
-
-struct Family {
-  std::string_view arch;
-  std::span<const Spelling> names;  // before those of the backbone
-  std::string_view sign;            // a tensor that only this family has
-  Form form;
-  std::vector<std::string_view> ignorable;  // parts of pre-training that nothing here computes
-  std::string_view ctc;                     // fairseq's class with a CTC head
-};
-const Family kFamilies[] = {
-    {"hubert", kHubertHeads, "label_embs_concat", Form::fairseq, {"target_glu."}, "hubert_ctc"},
-    {"wav2vec2",
-     kWav2vec2Heads,
-     "quantizer.vars",
-     Form::fairseq,
-     {"target_glu.", "input_quantizer.", "project_inp."},
-     "wav2vec_ctc"},
-    {"unispeechsat", {}, "", Form::unilm, {"final_proj.", "label_embs_concat"}},
-    {"wavlm", {}, "", Form::unilm, {"final_proj.", "label_embs_concat"}},
-    {"data2vecaudio", kData2vecNames, "encoder.pos_conv.1.0.weight", Form::fairseq, {}},
-    {"distilhubert",
-     kDistilhubertHeads,
-     "output_layer.0.weight",
-     Form::distiller,
-     {"task_embedding."}},
-    {"decoar2", {}, "", Form::bare, {}},
-};
-
-const Family* family_named(std::string_view arch) {
-  for (const Family& family : kFamilies)
-    if (family.arch == arch) return &family;
-  return nullptr;
-}
 
 // ---- what a file is, by the keys at its top
 
@@ -310,7 +216,7 @@ std::string arch_of(const Source& source, const Names& names,
     return "wavlm";
   if (has("encoder.pos_conv_embed.layers.1.conv.weight")) return "data2vecaudio";
   if (source.format == "unilm") return "unispeechsat";
-  for (const Family& family : kFamilies)
+  for (const TorchFamily& family : torch_families())
     if (!family.sign.empty() && has(family.sign)) return std::string(family.arch);
   if (!names.huggingface && !has("feature_extractor.conv_layers.0.0.weight")) return "decoar2";
   arch = arch_of_upstream(root);
@@ -319,19 +225,19 @@ std::string arch_of(const Source& source, const Names& names,
 
 // Our name; empty: a part that is not kept. Inside the encoder every name must be known.
 std::string our_name(const TensorInfo& tensor, const Source& source, const Names& names,
-                     const Family& family) {
+                     const TorchFamily& family) {
   const std::string_view full = tensor.name;
   if (source.keeps_head() && full.starts_with("w2v_encoder.proj."))
-    return translate(kCtcHead, full, false);
+    return translate(ctc_head_names(), full, false);
   if (!full.starts_with(names.prefix)) return "";
   const std::string_view name = full.substr(names.prefix.size());
   if (names.huggingface) return name_from_huggingface(name);
   const std::string ours = translate(family.names, name, false);
-  return ours.empty() ? translate(kBackbone, name, false) : ours;
+  return ours.empty() ? translate(backbone_names(), name, false) : ours;
 }
 
 bool may_be_dropped(const TensorInfo& tensor, const Source& source, const Names& names,
-                    const Family& family) {
+                    const TorchFamily& family) {
   if (!std::string_view(tensor.name).starts_with(names.prefix)) return true;
   const std::string_view inside = std::string_view(tensor.name).substr(names.prefix.size());
   if (source.format == "state-dict" || source.format == "lightning")
@@ -342,7 +248,7 @@ bool may_be_dropped(const TensorInfo& tensor, const Source& source, const Names&
 
 void add_tensors(StoredModel& model, const TorchFile& file, const Source& source,
                  const Names& names, std::vector<TensorInfo> tensors, bool with_heads) {
-  const Family* family = family_named(model.config.arch);
+  const TorchFamily* family = family_named(model.config.arch);
   if (!family)
     fail(Kind::input, "{}: a {} model, which is not read from PyTorch's files",
          printable(file.path()), model.config.arch);
@@ -548,228 +454,6 @@ StoredModel open_torch_model(const std::string& path, bool with_heads) {
   read_provenance(model, source.format);
   remark_on_others(model, file.root(), source);
   return model;
-}
-
-// ---- writing
-
-namespace {
-
-// Empty: fairseq has no place for it.
-std::string their_name(std::string_view ours, const Config& config, bool fine_tuned = false) {
-  if (fine_tuned) {
-    if (ours.starts_with("task.")) return translate(kCtcHead, ours, true);
-    const std::string inside = is_backbone(ours) ? their_name(ours, config) : "";
-    return inside.empty() ? "" : std::string(kFineTuned) + inside;
-  }
-  const bool layer_mode = config.conv_norm == "layer";
-  std::string theirs = layer_mode ? translate(kLayerModeNorm, ours, true) : "";
-  if (theirs.empty()) theirs = translate(family_named(config.arch)->names, ours, true);
-  return theirs.empty() ? translate(kBackbone, ours, true) : theirs;
-}
-
-constexpr int64_t kSpecialSymbols = 4, kReleasedClasses = 504;
-
-// The pre-training tensors that s3prl's strict loading asks for, under our names.
-std::vector<TensorSpec> heads_of_s3prl(const Config& c) {
-  if (c.arch != "hubert" && c.arch != "wav2vec2") return {};
-  const int64_t dim = c.pretrain.dim, codes = c.pretrain.vq_groups * c.pretrain.vq_vars;
-  std::vector<TensorSpec> heads = {{"pretrain.proj.weight", {dim, c.width}},
-                                   {"pretrain.proj.bias", {dim}}};
-  if (c.arch == "hubert") {
-    heads.push_back({"pretrain.label_emb", {kReleasedClasses, dim}});
-  } else {
-    heads.push_back({"pretrain.vq.codebook", {codes, dim / c.pretrain.vq_groups}});
-    heads.push_back({"pretrain.vq.proj.weight", {codes, c.conv_dims.back()}});
-    heads.push_back({"pretrain.vq.proj.bias", {codes}});
-    heads.push_back({"pretrain.vq_out.weight", {dim, dim}});
-    heads.push_back({"pretrain.vq_out.bias", {dim}});
-  }
-  return heads;
-}
-
-const TensorSpec* find(const std::vector<TensorSpec>& specs, std::string_view name) {
-  for (const TensorSpec& spec : specs)
-    if (spec.name == name) return &spec;
-  return nullptr;
-}
-
-TorchTree our_keys(const Config& config, const std::vector<std::string>& made) {
-  Metadata metadata = metadata_from_config(config);
-  if (!made.empty()) metadata.set(std::string(kMadeKey), made);
-  std::vector<std::pair<std::string, TorchTree>> items;
-  for (const auto& [key, value] : metadata.entries())
-    items.emplace_back(key, TorchTree::text(value_to_json(value)));
-  return TorchTree::dict(std::move(items));
-}
-
-// s3prl counts the symbols of each label set: the rows of label_embs_concat.
-TorchTree symbols(int64_t classes) {
-  std::vector<TorchTree> list;
-  for (const char* special : {"<s>", "<pad>", "</s>", "<unk>"})
-    list.push_back(TorchTree::text(special));
-  for (int64_t i = kSpecialSymbols; i < classes; ++i)
-    list.push_back(TorchTree::text(fmt::format("{}", i - kSpecialSymbols)));
-  return TorchTree::list({TorchTree::list(std::move(list))});
-}
-
-using Tree = TorchTree;
-
-// The state dict. data2vec's own code keeps the teacher of its pre-training there, and s3prl
-// removes it without looking.
-Tree state_dict(const Config& config) {
-  return config.arch == "data2vecaudio" ? Tree::tensors({{"_ema", Tree::dict({})}})
-                                        : Tree::tensors();
-}
-
-Tree s3prl_tree(const Config& config, Tree ours, int64_t classes) {
-  std::vector<std::pair<std::string, Tree>> items = {{"task_cfg", task_settings(config)},
-                                                     {"model_cfg", model_settings(config)},
-                                                     {"model_weight", state_dict(config)}};
-  if (classes > 0) items.emplace_back("dictionaries_symbols", symbols(classes));
-  items.emplace_back(kOurKeys, std::move(ours));
-  return Tree::dict(std::move(items));
-}
-
-// Why fairseq's fine-tuned form does not hold the task head; empty: it does, or there is none.
-std::string unfit_for_fairseq(const Family& family, const Config::Task& task,
-                              const std::vector<TensorSpec>& tensors) {
-  if (task.kind.empty()) return "";
-  if (family.ctc.empty()) return fmt::format("has no {} model with a CTC head", family.arch);
-  if (task.kind != "ctc" || task.head != "linear" || find(tensors, "task.layer_weights"))
-    return "holds a linear CTC head alone";
-  return fairseq_dictionary(task).empty()
-             ? "has blank 0 and four special units first, then others, each once"
-             : "";
-}
-
-// With what fairseq's loading of checkpoints looks for beside model and cfg.
-Tree fairseq_tree(const Config& config, Tree ours) {
-  const bool ctc = !config.task.kind.empty();
-  const char* criterion = ctc                         ? "CtcCriterion"
-                          : config.arch == "hubert"   ? "HubertCriterion"
-                          : config.arch == "wav2vec2" ? "Wav2vecCriterion"
-                                                      : "ModelCriterion";
-  const Tree history = Tree::dict({{"criterion_name", Tree::text(criterion)},
-                                   {"optimizer_name", Tree::text("FairseqAdam")},
-                                   {"lr_scheduler_state", Tree::dict({})},
-                                   {"num_updates", Tree::integer(0)}});
-  const Tree iterator =
-      Tree::dict({{"epoch", Tree::integer(1)}, {"iterations_in_epoch", Tree::integer(0)}});
-  return Tree::dict({{"args", Tree::none()},
-                     {"cfg", ctc ? fine_tuned_settings(config, family_named(config.arch)->ctc)
-                                 : Tree::dict({{"model", model_settings(config)},
-                                               {"task", task_settings(config)}})},
-                     {"model", state_dict(config)},
-                     {"criterion", Tree::none()},
-                     {"optimizer_history", Tree::list({history})},
-                     {"task_state", Tree::dict({})},
-                     {"extra_state", Tree::dict({{"train_iterator", iterator}})},
-                     {"last_optimizer_state", Tree::none()},
-                     {std::string(kOurKeys), std::move(ours)}});
-}
-
-Tree unilm_tree(const Config& config, Tree ours) {
-  return Tree::dict({{"cfg", model_settings(config)},
-                     {"model", Tree::tensors()},
-                     {std::string(kOurKeys), std::move(ours)}});
-}
-
-Tree distiller_tree(const Config& config, Tree ours) {
-  return Tree::dict({{"Config", Tree::dict({{"distiller", distiller_settings(config)}})},
-                     {"Distiller", Tree::tensors()},
-                     {std::string(kOurKeys), std::move(ours)}});
-}
-
-Tree bare_tree(Tree ours) {
-  return Tree::dict({{"model", Tree::tensors()}, {std::string(kOurKeys), std::move(ours)}});
-}
-
-Tree tree_of(Form form, std::string_view format, const Config& config, Tree ours, int64_t classes) {
-  switch (form) {
-    case Form::fairseq:
-      return format == "s3prl" ? s3prl_tree(config, std::move(ours), classes)
-                               : fairseq_tree(config, std::move(ours));
-    case Form::unilm:
-      return unilm_tree(config, std::move(ours));
-    case Form::distiller:
-      return distiller_tree(config, std::move(ours));
-    case Form::bare:
-      break;
-  }
-  return bare_tree(std::move(ours));
-}
-
-void check_form(const std::string& path, std::string_view format, const Family* family,
-                const Config& config) {
-  CHECK(family, "{}: no names for a {} model", path, config.arch);
-  if (format == "fairseq" && (family->form == Form::distiller || family->form == Form::bare))
-    fail(Kind::usage, Hint{"--to s3prl"}, "{}: fairseq has no {} model", printable(path),
-         config.arch);
-  if (config.pretrain.distill.size() == 1)
-    fail(Kind::usage, "{}: s3prl keeps a single prediction head transposed, which is not written",
-         printable(path));
-}
-
-}  // namespace
-
-TorchCheckpoint create_torch_model(const std::string& path, std::string_view format,
-                                   const Config& config, const std::vector<TensorSpec>& tensors,
-                                   Existing existing) {
-  const Family* family = family_named(config.arch);
-  check_form(path, format, family, config);
-  const std::string unfit = format == "fairseq" ? unfit_for_fairseq(*family, config.task, tensors)
-                                                : "has no place for it";
-  const bool fine_tuned = !config.task.kind.empty() && unfit.empty();
-  Config kept = config;
-  if (!fine_tuned) kept.task = {};
-  std::vector<TensorSpec> theirs, ours;
-  std::vector<std::string> remarks, made_ours, made_theirs;
-  for (const TensorSpec& tensor : tensors) {
-    const std::string name = their_name(tensor.name, config, fine_tuned);
-    if (name.empty()) {
-      const bool head = tensor.name.starts_with("task.") && !unfit.empty();
-      remarks.push_back(fmt::format("{} {}: {} {}, dropped", tensor.name, tensor.shape, format,
-                                    head ? unfit : "has no place for it"));
-      continue;
-    }
-    theirs.push_back({name, their_shape(tensor.name, tensor.shape), tensor.dtype});
-    ours.push_back(tensor);
-  }
-  TensorMap made;
-  if (format == "s3prl") {
-    std::vector<TensorSpec> missing = heads_of_s3prl(config);
-    std::erase_if(missing, [&](const TensorSpec& head) { return find(ours, head.name); });
-    TensorMap values;
-    initialise_missing(values, missing, 0);
-    for (const TensorSpec& head : missing) {
-      const std::string name = their_name(head.name, config);
-      theirs.push_back({name, their_shape(head.name, head.shape), Dtype::f32});
-      made.tensors[name] = values.find(head.name);
-      made_ours.push_back(head.name), made_theirs.push_back(name);
-      remarks.push_back(fmt::format("{} {}: made at random, since s3prl refuses a model without it",
-                                    name, head.shape));
-    }
-    made.keep = values.keep;
-  }
-  if (fine_tuned && config.arch == "hubert") {
-    // fairseq's HubertCtc keeps the embeddings of its classes, of which it has none then.
-    const std::string name = std::string(kFineTuned) + "label_embs_concat";
-    const Shape none = {0, config.pretrain.dim};
-    theirs.push_back({name, none, Dtype::f32});
-    made.add_owned(name, none, {});
-    made_ours.push_back("pretrain.label_emb"), made_theirs.push_back(name);
-  }
-  const TensorSpec* labels = find(ours, "pretrain.label_emb");
-  const int64_t classes = config.arch != "hubert" ? 0
-                          : labels                ? labels->shape[0]
-                                                  : kReleasedClasses;
-  const Tree root = tree_of(family->form, format, kept, our_keys(kept, made_ours), classes);
-  return {create_torch(path, root, std::move(theirs), existing),
-          std::move(ours),
-          std::move(remarks),
-          std::move(made),
-          std::move(made_theirs),
-          fine_tuned ? fairseq_dictionary(config.task) : ""};
 }
 
 }  // namespace sft
