@@ -1,12 +1,13 @@
 #include "bench/model.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <optional>
 
+#include "bench/mix.h"
 #include "bench/random_weights.h"
 #include "engine/memory.h"
 #include "engine/rng.h"
@@ -20,15 +21,6 @@ namespace {
 
 constexpr int kRate = 16000, kUnits = 32, kLabelsPerSecond = 16;
 constexpr float kHeadDropout = 0.2f;
-constexpr std::array kMixed{3, 5, 7, 9, 10, 12, 14, 15};  // seconds
-
-int fixed_seconds(const std::string& mix) {
-  int seconds = 0;
-  if (!mix.starts_with("fixed:")) return 0;
-  const char *begin = mix.data() + 6, *end = mix.data() + mix.size();
-  const auto [stop, error] = std::from_chars(begin, end, seconds);
-  return error == std::errc() && stop == end && seconds <= 600 ? seconds : 0;
-}
 
 Config with_head(Config config, const Workload& workload) {
   config.task = {.kind = "ctc", .head = workload.head.starts_with("linear") ? "linear" : "blstm"};
@@ -108,11 +100,12 @@ class ModelBench {
         model_{Encoder(config), {TaskHead(config.task, config.width)}},
         free_bytes_(workload.gpu ? workload.gpu->free_bytes() : 0),
         store_(workload.gpu),
-        memory_(workload.gpu) {
+        memory_(workload.gpu),
+        samples_(mix_samples(workload.mix, workload.batch)) {
     bind(workload.seed);
-    make_batch(utterance_seconds(workload), workload.seed);
+    make_batch(workload.seed);
     check_memory();
-    make_audio(utterance_seconds(workload), workload.seed);
+    make_audio(workload.seed);
     if (workload.head.ends_with("+cached")) keep_features();
     open(/*dry=*/true);
     step();
@@ -136,6 +129,7 @@ class ModelBench {
   }
 
   int64_t frames() const { return pack_.frames().total(); }
+  int64_t samples() const { return std::accumulate(samples_.begin(), samples_.end(), int64_t{0}); }
   int64_t planned_bytes() const { return planned_; }
   // On a device: what is gone of its memory since the beginning.
   int64_t taken_bytes() const {
@@ -176,19 +170,18 @@ class ModelBench {
                 {"head", "encoder"});
   }
 
-  void make_batch(const std::vector<int>& seconds, uint64_t seed) {
-    std::vector<int32_t> lengths, utterances;
-    for (size_t b = 0; b < seconds.size(); ++b) {
-      lengths.push_back(seconds[b] * kRate);
+  void make_batch(uint64_t seed) {
+    std::vector<int32_t> utterances;
+    for (size_t b = 0; b < samples_.size(); ++b) {
       utterances.push_back(static_cast<int32_t>(b));
       Draws sound(seed, static_cast<uint32_t>(b), 0, fnv1a("bench.labels"));
-      const int64_t labels = seconds[b] * kLabelsPerSecond;
+      const int64_t labels = int64_t{samples_[b]} * kLabelsPerSecond / kRate;
       for (int64_t i = 0; i < labels; ++i)
         labels_.push_back(1 + static_cast<int32_t>(sound.below(kUnits - 1)));
       label_starts_.push_back(static_cast<int32_t>(labels_.size()));
-      weights_.push_back(1 / static_cast<float>(labels * static_cast<int64_t>(seconds.size())));
+      weights_.push_back(1 / static_cast<float>(labels * static_cast<int64_t>(samples_.size())));
     }
-    pack_.assign(model_.encoder.config, lengths, utterances);
+    pack_.assign(model_.encoder.config, samples_, utterances);
   }
 
   // Of one step without anything that is kept.
@@ -196,20 +189,15 @@ class ModelBench {
     if (workload_.gpu) return;
     open(/*dry=*/true);
     step();
-    const int64_t needed = memory_.peak() + 2 * pack_samples() * int64_t{sizeof(float)};
+    const int64_t needed = memory_.peak() + 2 * samples() * int64_t{sizeof(float)};
     if (const int64_t free = available_memory(); needed > free)
       fail(Kind::resource, Hint{"a smaller --batch, or shorter audio"},
            "a step needs {} MiB of memory, {} MiB are free", needed >> 20, free >> 20);
   }
-  int64_t pack_samples() const {
-    int64_t samples = 0;
-    for (int seconds : utterance_seconds(workload_)) samples += int64_t{seconds} * kRate;
-    return samples;
-  }
 
-  void make_audio(const std::vector<int>& seconds, uint64_t seed) {
-    for (size_t b = 0; b < seconds.size(); ++b)
-      waves_.push_back(noise(seed, static_cast<uint32_t>(b), int64_t{seconds[b]} * kRate));
+  void make_audio(uint64_t seed) {
+    for (size_t b = 0; b < samples_.size(); ++b)
+      waves_.push_back(noise(seed, static_cast<uint32_t>(b), samples_[b]));
   }
 
   Var features() {
@@ -266,6 +254,7 @@ class ModelBench {
   int64_t free_bytes_, source_bytes_ = 0, planned_ = 0;
   ParamStore store_;
   StepMemory memory_;
+  std::vector<int32_t> samples_;  // of each utterance
   std::unique_ptr<Arena> kept_;
   std::unique_ptr<Step> step_;
   Phases* phases_ = nullptr;
@@ -282,32 +271,45 @@ std::string Workload::id() const {
   return fmt::format("{}/{}/{}/{}/{}", task, arch, mix, batch, head);
 }
 
+namespace {
+
+void settle_batch(Workload& w) {
+  constexpr int64_t kMostSeconds = (int64_t{1} << 31) / kRate - 1;  // samples of a pack are int32
+  const int usual = usual_batch(w.mix, w.task == "extract");
+  const bool official = w.mix.starts_with("official:");
+  if (w.batch < 0 || (official && w.batch != 0 && w.batch != usual))
+    fail(Kind::usage, "--batch {}: expected {}", w.batch,
+         official ? fmt::format("{}, a group of the recipe", usual) : "at least 1");
+  if (!(w.batch_seconds >= 0) || w.batch_seconds > kMostSeconds)
+    fail(Kind::usage, "--batch-as {}: expected at most {} seconds of audio", w.batch_seconds,
+         kMostSeconds);
+  if (w.batch_seconds > 0 && (w.batch != 0 || official))
+    fail(Kind::usage, "--batch-as: {} utterances are asked for already",
+         official ? usual : w.batch);
+  if (w.batch_seconds > 0) w.batch = batch_of(w.mix, w.batch_seconds);
+  if (w.batch == 0) w.batch = usual;
+  const int64_t most = kMostSeconds * kRate / longest_of(w.mix);
+  if (w.batch > most) fail(Kind::usage, "--batch {}: expected at most {}", w.batch, most);
+}
+
+}  // namespace
+
 Workload complete(Workload w) {
   const bool extract = w.task == "extract";
   if (!extract && w.task != "train-head" && w.task != "train-full")
     fail(Kind::usage, "--task {}: expected extract, train-head or train-full", printable(w.task));
-  if (w.mix != "mixed" && fixed_seconds(w.mix) < 1)
-    fail(Kind::usage, "--mix {}: expected fixed:SECONDS or mixed", printable(w.mix));
+  if (!is_mix(w.mix))
+    fail(Kind::usage,
+         "--mix {}: expected fixed:SECONDS, mixed, ls-train, ted3, ls-test, kw or official:ted3",
+         printable(w.mix));
   if (w.head.empty()) w.head = extract ? "all" : "blstm";
   const std::string kind = w.head.substr(0, w.head.find("+cached"));
   if (extract ? w.head != "all" : kind != "linear" && kind != "blstm")
     fail(Kind::usage,
          "--head {}: expected linear or blstm, with +cached or without; all to extract",
          printable(w.head));
-  if (w.batch == 0) w.batch = w.mix == "mixed" ? 8 : w.mix == "fixed:5" && !extract ? 4 : 1;
-  constexpr int64_t kMostSeconds = (int64_t{1} << 31) / kRate - 1;  // samples of a pack are int32
-  if (const int64_t each = w.mix == "mixed" ? kMixed.back() : fixed_seconds(w.mix);
-      w.batch > kMostSeconds / each)
-    fail(Kind::usage, "--batch {}: expected at most {}", w.batch, kMostSeconds / each);
+  settle_batch(w);
   return w;
-}
-
-std::vector<int> utterance_seconds(const Workload& workload) {
-  std::vector<int> seconds;
-  for (int b = 0; b < workload.batch; ++b)
-    seconds.push_back(workload.mix == "mixed" ? kMixed[static_cast<size_t>(b) % kMixed.size()]
-                                              : fixed_seconds(workload.mix));
-  return seconds;
 }
 
 namespace {
@@ -376,7 +378,7 @@ ModelBenchResult bench_model(const Config& config, const Workload& workload,
                        of_ops.kernels.rows(),
                        std::move(of_ops.phases),
                        launches_of(profile)};
-  for (int seconds : utterance_seconds(workload)) out.result.audio_seconds += seconds;
+  out.result.audio_seconds = static_cast<double>(bench.samples()) / kRate;
   out.result.frames = bench.frames();
   out.result.layers = config.layers, out.result.width = config.width, out.result.ffn = config.ffn;
   out.result.trains_encoder = workload.task == "train-full";

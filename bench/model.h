@@ -15,8 +15,9 @@ namespace sft {
 struct Workload {
   std::string arch = "hubert-base";  // for the id
   std::string task = "extract";      // extract, train-head, train-full
-  std::string mix = "fixed:5";       // fixed:SECONDS, mixed
+  std::string mix = "fixed:5";       // bench/mix.h
   int batch = 0;                     // utterances; 0: as bench/lengths.md says
+  double batch_seconds = 0;          // in place of it, if above 0: about so much audio
   // linear, blstm; `+cached` behind it: the convolutions' output is kept. Extraction: all.
   std::string head;
   uint64_t seed = 0;
@@ -29,11 +30,8 @@ struct Workload {
   std::string id() const;
 };
 
-// Fills in batch and head; Kind::usage for a mix, task or head that is none.
+// Fills in batch and head; Kind::usage for a mix, batch, task or head that is none.
 Workload complete(Workload workload);
-// Seconds of every utterance.
-std::vector<int> utterance_seconds(const Workload& workload);
-
 struct ModelBenchResult {
   ModelResult result;
   std::vector<KernelRow> kernels;        // per step, the slowest first

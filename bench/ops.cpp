@@ -3,8 +3,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstring>
 #include <optional>
+#include <utility>
 
 #include "engine/cpu/parallel.h"
 
@@ -253,21 +255,78 @@ class CaseBench {
   std::vector<double> yardstick_seconds_;
 };
 
+[[noreturn]] void bad_shape(const std::string& text) {
+  fail(Kind::usage, Hint{"4x250:768,3072 is four utterances of 250 frames, and sizes of the op"},
+       "--shape {}: expected FRAMES or FRAMES:DIMS", printable(text));
+}
+
+// A whole number of 1 to 2^24 at the front of `rest`, which it is taken off.
+int64_t number(std::string_view& rest, const std::string& text) {
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), value);
+  if (error != std::errc() || value < 1 || value > 1 << 24) bad_shape(text);
+  rest.remove_prefix(static_cast<size_t>(end - rest.data()));
+  return value;
+}
+
+bool accept(std::string_view& rest, char c) {
+  if (!rest.starts_with(c)) return false;
+  rest.remove_prefix(1);
+  return true;
+}
+
+Case parse_shape(const std::string& text) {
+  Case c{.frames = {}, .bench = true};
+  std::string_view rest = text;
+  do {
+    int64_t count = number(rest, text), frames = count;
+    if (accept(rest, 'x'))
+      frames = number(rest, text);
+    else
+      count = 1;
+    if (count > 4096) bad_shape(text);
+    c.frames.insert(c.frames.end(), static_cast<size_t>(count), static_cast<int32_t>(frames));
+  } while (accept(rest, ','));
+  if (accept(rest, ':')) do
+      c.dims.push_back(number(rest, text));
+    while (accept(rest, ','));
+  if (!rest.empty() || c.T() > 1 << 24) bad_shape(text);
+  return c;
+}
+
+// `own`: a bench case of the op.
+Case with_shape(const OpSpec& spec, const Case& own, const std::string& shape) {
+  Case c = parse_shape(shape);
+  c.training = own.training;
+  if (c.dims.size() != own.dims.size())
+    fail(Kind::usage, "--shape {}: {} has {} sizes beside its frames, as in {}", printable(shape),
+         spec.name, own.dims.size(), case_name(spec, own));
+  return c;
+}
+
 struct Chosen {
   const OpSpec* spec;
-  const Case* bench;
+  Case bench;
 };
 
-std::vector<Chosen> choose(const std::string& op, Device device) {
+std::vector<Chosen> choose(const OpsOptions& options) {
+  const std::string& op = options.op;
+  // A shape fits one op, so a whole name then means no longer ones.
+  const bool one = !options.shape.empty() &&
+                   std::ranges::any_of(op_specs(), [&](const OpSpec& s) { return s.name == op; });
   std::vector<Chosen> chosen;
   std::vector<std::string_view> names;
   for (const OpSpec& spec : op_specs()) {
-    if (device == Device::cuda && !spec.cuda) continue;
+    if (options.where.device == Device::cuda && !spec.cuda) continue;
     bool benched = false;
     for (const Case& c : spec.cases) {
       if (!c.bench) continue;
-      benched = true;
-      if (spec.name.starts_with(op)) chosen.push_back({&spec, &c});
+      const bool first = !std::exchange(benched, true);
+      if (one ? spec.name != op : !spec.name.starts_with(op)) continue;
+      if (options.shape.empty())
+        chosen.push_back({&spec, c});
+      else if (first)
+        chosen.push_back({&spec, with_shape(spec, c, options.shape)});
     }
     if (benched) names.push_back(spec.name);
   }
@@ -281,11 +340,21 @@ std::vector<Chosen> choose(const std::string& op, Device device) {
   return chosen;
 }
 
+// An op's own checks say what is wrong with a shape of the user's.
+std::unique_ptr<CaseBench> open_case(const Chosen& chosen, const OpsOptions& options) {
+  try {
+    return std::make_unique<CaseBench>(*chosen.spec, chosen.bench, options);
+  } catch (const Error& e) {
+    if (options.shape.empty() || e.kind != Kind::internal) throw;
+    fail(Kind::usage, "--shape {}: {}", options.shape, e.message);
+  }
+}
+
 }  // namespace
 
 std::vector<const OpSpec*> chosen_ops(const OpsOptions& options) {
   std::vector<const OpSpec*> specs;
-  for (const Chosen& chosen : choose(options.op, options.where.device))
+  for (const Chosen& chosen : choose(options))
     if (specs.empty() || specs.back() != chosen.spec) specs.push_back(chosen.spec);
   return specs;
 }
@@ -293,13 +362,13 @@ std::vector<const OpSpec*> chosen_ops(const OpsOptions& options) {
 std::vector<KernelRow> bench_ops(const OpsOptions& options,
                                  const std::function<void(int64_t done, int64_t total)>& progress) {
   std::vector<KernelRow> rows;
-  const std::vector<Chosen> chosen = choose(options.op, options.where.device);
+  const std::vector<Chosen> chosen = choose(options);
   options.between();
   for (size_t i = 0; i < chosen.size(); ++i) {
-    CaseBench bench(*chosen[i].spec, *chosen[i].bench, options);
-    if (options.yardstick) bench.add_yardstick(options);
-    for (int r = 0; r < options.repeats; ++r) bench.repeat();
-    bench.rows(rows);
+    const std::unique_ptr<CaseBench> bench = open_case(chosen[i], options);
+    if (options.yardstick) bench->add_yardstick(options);
+    for (int r = 0; r < options.repeats; ++r) bench->repeat();
+    bench->rows(rows);
     options.between();
     progress(static_cast<int64_t>(i + 1), static_cast<int64_t>(chosen.size()));
   }

@@ -14,6 +14,9 @@ namespace sft {
 
 struct OpsOptions {
   std::string op;  // ops whose name begins with this; empty: all
+  // In place of their own cases: FRAMES[:DIMS], "250,31:768,3072", "4x250" for four of 250; dims as
+  // the op's bench cases have them.
+  std::string shape = {};
   int repeats = 10;
   uint64_t seed = 0;
   Where where = {};
@@ -32,8 +35,8 @@ struct OpsOptions {
 std::vector<const OpSpec*> chosen_ops(const OpsOptions& options);
 
 // A row a case and direction; on a device only of ops with CUDA kernels. Kind::usage if no op has
-// such a name. Weights are parameters, so that packing them is not timed. No cache holds the
-// inputs: on the CPU it is emptied before each call.
+// such a name, or it does not take such a shape. Weights are parameters, so that packing them is
+// not timed. No cache holds the inputs: on the CPU it is emptied before each call.
 std::vector<KernelRow> bench_ops(const OpsOptions& options,
                                  const std::function<void(int64_t done, int64_t total)>& progress);
 

@@ -124,12 +124,16 @@ void check_numbers(const Cli& cli, const OpsOptions& options, Report& report) {
 void ops(Cli& cli) {
   OpsOptions options;
   cli.option("--op", options.op, "only ops whose name begins so");
+  cli.option("--shape", options.shape,
+             "frames and sizes in place of an op's own: 4x250:768,3072; needs --op");
   cli.option("--repeats", options.repeats, "timed repetitions of each case");
   On on;
   Output output;
   on.options.add_to(cli), output.options(cli), output.peer_option(cli);
   cli.parse();
   check_repeats(options.repeats);
+  if (!options.shape.empty() && options.op.empty())
+    fail(Kind::usage, Hint{"--op linear"}, "--shape: of which op?");
   output.check();
   on.open(cli);
   options.seed = cli.seed();
@@ -165,8 +169,11 @@ void model(Cli& cli) {
   cli.argument("MODEL", workload.arch, "a preset such as hubert-base, or a model");
   cli.choice("--task", workload.task, {"extract", "train-head", "train-full", "merge"},
              "what a step does");
-  cli.option("--mix", workload.mix, "lengths of the audio: fixed:SECONDS or mixed");
+  cli.option("--mix", workload.mix,
+             "lengths of the audio: fixed:SECONDS, mixed, ls-train, ted3, ls-test, kw, or\n"
+             "official:MIX, a group of the fine-tuning recipe");
   cli.option("--batch", workload.batch, "utterances a step; 0: as the mix has them");
+  cli.option("--batch-as", workload.batch_seconds, "in its place: about so many seconds of audio");
   cli.option("--head", workload.head,
              "blstm or linear; with +cached, frozen convolutions are kept");
   cli.option("--repeats", workload.repeats, "timed steps");
@@ -178,7 +185,6 @@ void model(Cli& cli) {
   on.options.add_to(cli), output.options(cli), output.peer_option(cli);
   cli.parse();
   check_repeats(workload.repeats);
-  if (workload.batch < 0) fail(Kind::usage, "--batch {}: expected at least 1", workload.batch);
   workload.seed = cli.seed();
   const bool merges = workload.task == "merge";
   if (!merges) workload = complete(workload);

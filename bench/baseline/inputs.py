@@ -1,6 +1,6 @@
-"""Two random HuBERT Base models and a 5 s file, for the benches of whole processes.
+"""Two random models and a 5 s file, for the benches of whole processes.
 
-    python inputs.py DIR      -> DIR/hubert-base/, DIR/hubert-base-tuned/ (Hugging Face folders), DIR/five.wav
+    python inputs.py DIR ARCH    -> DIR/ARCH/, DIR/ARCH-tuned/ (Hugging Face folders), DIR/five.wav
 """
 import json
 import os
@@ -15,10 +15,10 @@ import workloads
 from pytorch import build
 
 
-def main(out):
+def main(out, arch):
     torch.manual_seed(0)
-    folder = os.path.join(out, 'hubert-base')
-    build('hubert-base', 'sdpa').save_pretrained(folder)
+    folder = os.path.join(out, arch)
+    build(arch, 'sdpa').save_pretrained(folder)
     with open(os.path.join(folder, 'preprocessor_config.json'), 'w') as f:
         json.dump({'do_normalize': False, 'feature_extractor_type': 'Wav2Vec2FeatureExtractor', 'feature_size': 1,
                    'padding_side': 'right', 'padding_value': 0.0, 'return_attention_mask': False,
@@ -30,4 +30,4 @@ def main(out):
     soundfile.write(os.path.join(out, 'five.wav'), workloads.audio([5])[0], workloads.RATE)
 
 
-if __name__ == '__main__': main(sys.argv[1])
+if __name__ == '__main__': main(*sys.argv[1:])

@@ -82,16 +82,22 @@ def head(width, kind, device):
     """-> a function of [B, T, C] to logits [B, T, V], and its parameters"""
     import torch
     out = torch.nn.Linear(width if kind == 'linear' else 2 * workloads.HEAD_WIDTH, workloads.VOCAB, device=device)
-    if kind == 'linear': return out, list(out.parameters())
+    if kind == 'linear': return lambda x, frames: out(x), list(out.parameters())
     proj = torch.nn.Linear(width, workloads.HEAD_WIDTH, device=device)
     rnn = torch.nn.LSTM(workloads.HEAD_WIDTH, workloads.HEAD_WIDTH, workloads.HEAD_LAYERS, bidirectional=True,
                         batch_first=True, dropout=workloads.HEAD_DROPOUT, device=device)
     drop = torch.nn.Dropout(workloads.HEAD_DROPOUT)
-    return lambda x: out(drop(rnn(proj(x))[0])), [p for m in (proj, rnn, out) for p in m.parameters()]
+
+    def predict(x, frames):
+        x = proj(x)
+        if frames is None: return out(drop(rnn(x)[0]))
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, frames, batch_first=True, enforce_sorted=False)
+        return out(drop(torch.nn.utils.rnn.pad_packed_sequence(rnn(packed)[0], batch_first=True)[0]))
+    return predict, [p for m in (proj, rnn, out) for p in m.parameters()]
 
 
 def training(work, variant, args):
-    """One update; equal lengths, so nothing is padded or packed, which favours this side."""
+    """One update; of equal lengths nothing is padded or packed, which favours this side."""
     import torch
     kind, _, cached = work['what'].partition('+')
     model = build(work['arch'], attention_of(variant)).train().to(args.device)
@@ -101,7 +107,11 @@ def training(work, variant, args):
     encoder = [p for k, p in model.named_parameters() if not k.startswith(('feature_extractor', 'masked'))]
     trained = own if frozen else own + encoder
     adam = torch.optim.Adam(trained, lr=1e-4, fused=True)
-    batch = torch.stack([torch.from_numpy(x) for x in workloads.audio(work['seconds'])]).to(args.device)
+    waves = [torch.from_numpy(x).to(args.device) for x in workloads.audio(work['seconds'])]
+    batch, padding = padded(waves)
+    frames = model._get_feat_extract_output_lengths(torch.tensor([len(x) for x in waves]))
+    known = None if padding is None else frames                                 # where the head must be told
+    mask = None if padding is None else (torch.arange(int(frames.max())) < frames[:, None]).to(args.device)
     labels = [torch.from_numpy(y) for y in workloads.labels(work['seconds'])]
     targets, target_lengths = torch.cat(labels).to(args.device), torch.tensor([len(y) for y in labels])
     low = args.math == 'bf16'
@@ -110,17 +120,16 @@ def training(work, variant, args):
 
     def encode(samples, kept):
         with torch.no_grad(): x = kept if cached else model.feature_extractor(samples).transpose(1, 2)
-        return model.encoder(model.feature_projection(x)).last_hidden_state
+        return model.encoder(model.feature_projection(x), attention_mask=mask).last_hidden_state
     call = torch.compile(encode) if 'compile' in variant else encode
 
     def run():
         adam.zero_grad()
         with precision():
             with torch.set_grad_enabled(not frozen): hidden = call(batch, features)
-            logits = predict(hidden)
+            logits = predict(hidden, known)
         logp = logits.float().log_softmax(-1).transpose(0, 1)
-        lengths = torch.full((len(batch),), len(logp))
-        loss = torch.nn.functional.ctc_loss(logp, targets, lengths, target_lengths)
+        loss = torch.nn.functional.ctc_loss(logp, targets, frames, target_lengths)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
         adam.step()

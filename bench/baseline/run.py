@@ -104,18 +104,18 @@ class SftBench:
         return sum(w['seconds']) / report['result']['as_per_s']['median']
 
 
-def files(cache):
+def files(cache, arch):
     """The inputs of the whole-process benches, made once: {model, base, tuned (folders), audio}."""
-    names = dict(model='hubert-base', base='hubert-base', tuned='hubert-base-tuned', audio='five.wav')
+    names = dict(model=arch, base=arch, tuned=arch + '-tuned', audio='five.wav')
     at = {k: os.path.join(cache, v) for k, v in names.items()}
     if not all(os.path.exists(path) for path in at.values()):
-        subprocess.run([sys.executable, os.path.join(HERE, 'inputs.py'), cache], check=True)
+        subprocess.run([sys.executable, os.path.join(HERE, 'inputs.py'), cache, arch], check=True)
     return at
 
 
-def whole_processes(args, env, task, scratch):
+def whole_processes(args, env, task, arch, scratch):
     """{(class, name): function of a workload id} of the tasks timed so."""
-    out, threads, at = {}, str(args.threads), files(args.cache)
+    out, threads, at = {}, str(args.threads), files(args.cache, arch)
     at |= dict(out=os.path.join(scratch, 'out'), threads=threads)
 
     def whole(name, script, *rest):
@@ -242,8 +242,8 @@ def main():
     models = workers(args, env)
     with tempfile.TemporaryDirectory(dir=args.cache) as scratch:
         for workload in chosen:
-            task = workloads.parse(workload)['task']
-            fresh = measure(workload, whole_processes(args, env, task, scratch) if task in ('merge', 'start') else models, args)
+            task, arch = workload.split('/')[:2]
+            fresh = measure(workload, whole_processes(args, env, task, arch, scratch) if task in ('merge', 'start') else models, args)
             date = time.strftime('%Y-%m-%dT%H:%MZ', time.gmtime())
             for row in fresh: row.update(date=date, load=os.getloadavg()[0], mkl_repaired=repaired, note=args.note)
             show(fresh)

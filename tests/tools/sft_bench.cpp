@@ -419,11 +419,19 @@ TEST_CASE("sft-bench: exit codes and messages") {
   refused({"opps"}, "did you mean ops?");
   refused({"ops", "--op", "nothing"}, "no op has such a name");
   refused({"ops", "--repeats", "0"}, "expected at least 1");
-  refused({"model", "hubert-tiny", "--mix", "fixed:x"}, "expected fixed:SECONDS or mixed");
+  refused({"model", "hubert-tiny", "--mix", "fixed:x"}, "expected fixed:SECONDS, mixed, ");
   refused({"model", "hubert-tiny", "--head", "lstm", "--task", "train-full"}, "expected linear");
   refused({"model", "hubert-tiny", "--mix", "fixed:600", "--batch", "3000"},
           "--batch 3000: expected at most 223");
   refused({"ops", "--device", "cuda", "--math", "fast16"}, "--math fast16 is of the CPU");
   EXPECT(run_program("sft-bench", {"ops", "--peers", "/nowhere/peers.json"}).code == 3);
+  refused({"ops", "--shape", "4x10"}, "--shape: of which op?");
+  refused({"ops", "--op", "layer_norm", "--shape", "0x10:3"}, "expected FRAMES or FRAMES:DIMS");
+  refused({"ops", "--op", "layer_norm", "--shape", "4x10:3,4"}, "sizes beside its frames, as in");
+  refused({"ops", "--op", "attention", "--shape", "4x10:12,7"}, "head width is 7");
+  refused({"model", "hubert-tiny", "--mix", "official:mixed"}, "expected fixed:SECONDS, mixed, ");
+  refused({"model", "hubert-tiny", "--mix", "official:ted3", "--batch", "4"},
+          "--batch 4: expected 16, a group of the recipe");
+  refused({"model", "hubert-tiny", "--batch", "2", "--batch-as", "9"}, "are asked for already");
   refused({"compare", "a", "b", "--fail-over", "few"}, "expected a percentage");
 }
