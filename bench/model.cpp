@@ -14,6 +14,7 @@
 #include "engine/step_memory.h"
 #include "engine/transfer.h"
 #include "train/optimise.h"
+#include "train/probe.h"
 #include "train/tasks/finetune.h"
 
 namespace sft {
@@ -21,10 +22,30 @@ namespace {
 
 constexpr int kRate = 16000, kUnits = 32, kLabelsPerSecond = 16;
 constexpr float kHeadDropout = 0.2f;
+constexpr std::string_view kProbe = "probe:";
+
+// Classes of SUPERB's tasks, and phones; of the others kUnits.
+int outputs_of(const std::string& task) {
+  if (task == "probe:pr") return 74;
+  if (task == "probe:sid") return 1251;
+  return task == "probe:ks" ? 12 : task == "probe:er" ? 4 : kUnits;
+}
+
+bool is_probe(const std::string& task) { return task.starts_with(kProbe); }
+
+// Kind::usage if there is no such probe.
+Config::Task probe_head(const std::string& task) {
+  const RunConfig c = probe_config(task.substr(kProbe.size())).config();
+  return {.kind = c.task.kind, .head = c.head.kind, .width = c.head.width, .layers = c.head.layers};
+}
 
 Config with_head(Config config, const Workload& workload) {
-  config.task = {.kind = "ctc", .head = workload.head.starts_with("linear") ? "linear" : "blstm"};
-  for (int i = 0; i < kUnits; ++i) config.task.units.push_back(fmt::format("{}", i));
+  if (is_probe(workload.task))
+    config.task = probe_head(workload.task);
+  else
+    config.task = {.kind = "ctc", .head = workload.head.starts_with("linear") ? "linear" : "blstm"};
+  for (int i = 0; i < outputs_of(workload.task); ++i)
+    config.task.units.push_back(fmt::format("{}", i));
   return config;
 }
 
@@ -96,8 +117,11 @@ class ModelBench {
   ModelBench(const Config& config, const Workload& workload)
       : trains_(workload.task != "extract"),
         whole_(workload.task == "train-full"),
+        probes_(is_probe(workload.task)),
+        ctc_(config.task.kind == "ctc"),
         workload_(workload),
-        model_{Encoder(config), {TaskHead(config.task, config.width)}},
+        model_{Encoder(config),
+               {TaskHead(config.task, config.width, probes_ ? config.states() : 0)}},
         free_bytes_(workload.gpu ? workload.gpu->free_bytes() : 0),
         store_(workload.gpu),
         memory_(workload.gpu),
@@ -107,9 +131,10 @@ class ModelBench {
     check_memory();
     make_audio(workload.seed);
     if (workload.head.ends_with("+cached")) keep_features();
+    if (probes_) keep_states();
     open(/*dry=*/true);
     step();
-    planned_ = store_.bytes() + features_.bytes() + memory_.peak();
+    planned_ = store_.bytes() + (kept_ ? kept_->mark() : 0) + memory_.peak();
     if (!workload.gpu) planned_ += source_bytes_;
     open(/*dry=*/false);
   }
@@ -172,16 +197,18 @@ class ModelBench {
 
   void make_batch(uint64_t seed) {
     std::vector<int32_t> utterances;
+    const auto outputs = static_cast<uint32_t>(outputs_of(workload_.task));
     for (size_t b = 0; b < samples_.size(); ++b) {
       utterances.push_back(static_cast<int32_t>(b));
       Draws sound(seed, static_cast<uint32_t>(b), 0, fnv1a("bench.labels"));
-      const int64_t labels = int64_t{samples_[b]} * kLabelsPerSecond / kRate;
+      const int64_t labels = ctc_ ? int64_t{samples_[b]} * kLabelsPerSecond / kRate : 1;
       for (int64_t i = 0; i < labels; ++i)
-        labels_.push_back(1 + static_cast<int32_t>(sound.below(kUnits - 1)));
+        labels_.push_back(1 + static_cast<int32_t>(sound.below(outputs - 1)));
       label_starts_.push_back(static_cast<int32_t>(labels_.size()));
       weights_.push_back(1 / static_cast<float>(labels * static_cast<int64_t>(samples_.size())));
     }
     pack_.assign(model_.encoder.config, samples_, utterances);
+    pooled_ = SegmentList(std::vector<int32_t>(samples_.size(), 1));
   }
 
   // Of one step without anything that is kept.
@@ -209,19 +236,56 @@ class ModelBench {
     return model_.encoder.features(tape(), wave, pack_);
   }
 
-  void keep_features() {
+  // What `make` returns, computed once, in memory of its own.
+  template <class Make>
+  std::vector<Tensor> keep(Make&& make) {
     open(/*dry=*/true);
-    const Tensor like = features();
-    kept_ = std::make_unique<Arena>(
-        bytes_of(like.dtype, bucket_rows(like.shape[0]) * like.shape[1]) + 64, false,
-        workload_.gpu);
-    const Tensor room = kept_->tensor(like.shape, like.dtype);
+    std::vector<Tensor> kept = make();
+    int64_t bytes = 0;
+    for (const Tensor& like : kept)
+      bytes += bytes_of(like.dtype, bucket_rows(like.rows()) * like.width()) + 64;
+    kept_ = std::make_unique<Arena>(bytes, false, workload_.gpu);
+    for (Tensor& tensor : kept) tensor = kept_->tensor(tensor.shape, tensor.dtype);
     tape().clear();
     open(/*dry=*/false);
-    copy(ctx(), features(), room);
+    const std::vector<Tensor> made = make();
+    for (size_t i = 0; i < made.size(); ++i) copy(ctx(), made[i], kept[i]);
     tape().clear();
-    features_ = room;
+    return kept;
   }
+  void keep_features() {
+    features_ = keep([&] { return std::vector<Tensor>{features()}; })[0];
+  }
+  void keep_states() {
+    states_ = keep([&] { return states(); });
+  }
+
+  // All of them; of a probe that pools their means.
+  std::vector<Tensor> states() {
+    const Segments segments = pack_.frames();
+    const HiddenStates all =
+        model_.encoder.encode(tape(), features(), segments, {.keep_all = true});
+    std::vector<Tensor> states;
+    for (int i = 0; i < all.count; ++i)
+      states.push_back(ctc_ ? all.states[i].value
+                            : segment_mean(tape(), all.states[i], segments).value);
+    return states;
+  }
+
+  // As sft-probe: the batch's rows of every state, put side by side.
+  Var probe() {
+    std::vector<Var> read;
+    for (const Tensor& state : states_.empty() ? states() : states_) {
+      const auto bytes = 2.0 * static_cast<double>(state.bytes());
+      const Tensor to = ctx().activation(state.shape, state.dtype);
+      ProfileScope profile(ctx().profile, "states", 0, bytes);
+      copy(ctx(), state, to);
+      read.push_back({to});
+    }
+    end_phase("states");
+    return model_.task.head(tape(), std::span<const Var>(read), segments());
+  }
+  Segments segments() const { return ctc_ ? pack_.frames() : pooled_.view(); }
 
   Var hidden(const EncodeOptions& options) {
     const Var x = features();
@@ -231,12 +295,17 @@ class ModelBench {
     return last;
   }
 
+  Var fine_tuned() {
+    const Var last = hidden({.rates = training_rates(model_.encoder.config)});
+    return model_.task.head(tape(), last, pack_.frames(), kHeadDropout);
+  }
+
   void update() {
     ++ctx().rng.update;
     store_.forget_gradients();
-    const Var last = hidden({.rates = training_rates(model_.encoder.config)});
-    const Var logits = model_.task.head(tape(), last, pack_.frames(), kHeadDropout);
-    tape().loss(ctc(tape(), logits, pack_.frames(), {labels_, label_starts_}, weights_, 0).losses);
+    const Var logits = probes_ ? probe() : fine_tuned();
+    tape().loss(ctc_ ? ctc(tape(), logits, segments(), {labels_, label_starts_}, weights_, 0).losses
+                     : cross_entropy(tape(), logits, labels_, weights_));
     end_phase("head and loss");
     tape().backward();
     tape().clear();
@@ -248,7 +317,7 @@ class ModelBench {
     end_phase("update");
   }
 
-  const bool trains_, whole_;
+  const bool trains_, whole_, probes_, ctc_;
   const Workload workload_;
   FineTuneModel model_;
   int64_t free_bytes_, source_bytes_ = 0, planned_ = 0;
@@ -262,7 +331,9 @@ class ModelBench {
   std::vector<std::vector<float>> waves_;
   std::vector<int32_t> labels_, label_starts_{0};
   std::vector<float> weights_;
-  Tensor features_;  // kept
+  SegmentList pooled_;          // a row an utterance
+  Tensor features_;             // kept
+  std::vector<Tensor> states_;  // kept
 };
 
 }  // namespace
@@ -296,17 +367,20 @@ void settle_batch(Workload& w) {
 
 Workload complete(Workload w) {
   const bool extract = w.task == "extract";
-  if (!extract && w.task != "train-head" && w.task != "train-full")
-    fail(Kind::usage, "--task {}: expected extract, train-head or train-full", printable(w.task));
+  const bool probes = is_probe(w.task);
+  if (probes) probe_head(w.task);
+  if (!extract && !probes && w.task != "train-head" && w.task != "train-full")
+    fail(Kind::usage, "--task {}: expected extract, train-head, train-full, merge or probe:TASK",
+         printable(w.task));
   if (!is_mix(w.mix))
     fail(Kind::usage,
          "--mix {}: expected fixed:SECONDS, mixed, ls-train, ted3, ls-test, kw or official:ted3",
          printable(w.mix));
-  if (w.head.empty()) w.head = extract ? "all" : "blstm";
+  if (w.head.empty()) w.head = extract || probes ? "all" : "blstm";
   const std::string kind = w.head.substr(0, w.head.find("+cached"));
-  if (extract ? w.head != "all" : kind != "linear" && kind != "blstm")
+  if (extract || probes ? w.head != "all" : kind != "linear" && kind != "blstm")
     fail(Kind::usage,
-         "--head {}: expected linear or blstm, with +cached or without; all to extract",
+         "--head {}: expected linear or blstm, with +cached or without; all to extract and probe",
          printable(w.head));
   settle_batch(w);
   return w;

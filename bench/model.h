@@ -1,5 +1,5 @@
 // A whole model at the workloads of bench/lengths.md, with random weights and audio: extraction of
-// all hidden states, or one update of fine-tuning.
+// all hidden states, one update of fine-tuning, or one of a probe, whose states are kept.
 #pragma once
 
 #include <functional>
@@ -14,11 +14,12 @@ namespace sft {
 
 struct Workload {
   std::string arch = "hubert-base";  // for the id
-  std::string task = "extract";      // extract, train-head, train-full
+  std::string task = "extract";      // extract, train-head, train-full, probe:TASK of sft-probe
   std::string mix = "fixed:5";       // bench/mix.h
   int batch = 0;                     // utterances; 0: as bench/lengths.md says
   double batch_seconds = 0;          // in place of it, if above 0: about so much audio
-  // linear, blstm; `+cached` behind it: the convolutions' output is kept. Extraction: all.
+  // linear, blstm; `+cached` behind it: the convolutions' output is kept. Extraction and probes,
+  // which have a head of their own: all.
   std::string head;
   uint64_t seed = 0;
   int repeats = 5;

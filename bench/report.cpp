@@ -103,7 +103,7 @@ void append_io(std::string& out, const Report& report) {
 }
 
 void append_bytes(std::string& out, const Report& report) {
-  if (!report.model || !report.bytes) return;
+  if (!report.model || !report.bytes || report.model->task.starts_with("probe:")) return;
   const LayerBytes units = layer_bytes(*report.model, report.kernels);
   const bool trains = report.model->task != "extract";
   const auto to = std::back_inserter(out);

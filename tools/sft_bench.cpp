@@ -167,8 +167,9 @@ void model(Cli& cli) {
   std::string folder = ".";
   bool bytes = false;
   cli.argument("MODEL", workload.arch, "a preset such as hubert-base, or a model");
-  cli.choice("--task", workload.task, {"extract", "train-head", "train-full", "merge"},
-             "what a step does");
+  cli.option("--task", workload.task,
+             "what a step does: extract, train-head, train-full, merge, or probe:TASK (a task of\n"
+             "sft-probe, whose states are kept)");
   cli.option("--mix", workload.mix,
              "lengths of the audio: fixed:SECONDS, mixed, ls-train, ted3, ls-test, kw, or\n"
              "official:MIX, a group of the fine-tuning recipe");

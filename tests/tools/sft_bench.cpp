@@ -375,6 +375,20 @@ TEST_CASE("sft-bench: head only leaves the encoder without a backward") {
   EXPECT(names.count("attention.backward") == 0);
 }
 
+TEST_CASE("sft-bench: a probe reads kept states; its encoder does not run again") {
+  if (absent()) return;
+  for (const auto& [task, loss] : {std::pair{"probe:pr", "ctc"}, {"probe:er", "cross_entropy"}}) {
+    const auto report = report_of({"model", "hubert-tiny", "--task", task, "--mix", "kw",
+                                   "--batch-as", "3", "--repeats", "1"});
+    EXPECT(report["workload"]["id"] == fmt::format("{}/hubert-tiny/kw/3/all", task));
+    std::set<std::string> names;
+    for (const auto& kernel : report["kernels"]) names.insert(kernel["name"]);
+    for (const char* name : {"states", "weighted_sum.backward", loss, "adam"})
+      EXPECT_MESSAGE(names.contains(name), name);
+    EXPECT(!names.contains("attention"));
+  }
+}
+
 TEST_CASE("sft-bench: compare finds what became slower") {
   if (absent()) return;
   const test::TemporaryFolder folder;
@@ -428,6 +442,7 @@ TEST_CASE("sft-bench: exit codes and messages") {
   refused({"ops", "--shape", "4x10"}, "--shape: of which op?");
   refused({"ops", "--op", "layer_norm", "--shape", "0x10:3"}, "expected FRAMES or FRAMES:DIMS");
   refused({"ops", "--op", "layer_norm", "--shape", "4x10:3,4"}, "sizes beside its frames, as in");
+  refused({"model", "hubert-tiny", "--task", "probe:none"}, "there is no such task");
   refused({"ops", "--op", "attention", "--shape", "4x10:12,7"}, "head width is 7");
   refused({"model", "hubert-tiny", "--mix", "official:mixed"}, "expected fixed:SECONDS, mixed, ");
   refused({"model", "hubert-tiny", "--mix", "official:ted3", "--batch", "4"},
