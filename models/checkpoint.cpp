@@ -1,12 +1,10 @@
 #include "models/checkpoint.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <memory>
-#include <optional>
 #include <set>
 
 #include "engine/formats/gguf.h"
@@ -322,16 +320,16 @@ namespace {
 
 constexpr int64_t kPiece = 1 << 16;  // elements read or converted at a time; whole blocks of q8_0
 
-// f(first, values): all values as f32, piece by piece from element `first`; f32 itself is one.
+// f(first, values): all values as f32, piece by piece from element `first`.
 template <class F>
 void for_pieces(Dtype dtype, std::span<const std::byte> bytes, int64_t count, F&& f) {
-  if (dtype == Dtype::f32)
-    return f(int64_t{0}, std::span(reinterpret_cast<const float*>(bytes.data()), count));
-  std::vector<float> values(static_cast<size_t>(std::min(count, kPiece)));
+  const bool widened = dtype != Dtype::f32;
+  std::vector<float> values(static_cast<size_t>(widened ? std::min(count, kPiece) : 0));
   for (int64_t first = 0; first < count; first += kPiece) {
-    const std::span piece(values.data(), std::min(kPiece, count - first));
-    to_f32(dtype, bytes.data() + bytes_of(dtype, first), piece.data(), std::ssize(piece));
-    f(first, std::span<const float>(piece));
+    const std::byte* from = bytes.data() + bytes_of(dtype, first);
+    const int64_t n = std::min(kPiece, count - first);
+    if (widened) to_f32(dtype, from, values.data(), n);
+    f(first, std::span(widened ? values.data() : reinterpret_cast<const float*>(from), n));
   }
 }
 
@@ -347,10 +345,9 @@ class IdHash {
     hash_.update(std::as_bytes(shape.dims()));
   }
   void values(Dtype dtype, std::span<const std::byte> bytes, int64_t count) {
-    for_pieces(dtype, bytes, count, [&](int64_t, std::span<const float> values) {
-      hash_.update(std::as_bytes(values));
-    });
+    for_pieces(dtype, bytes, count, [&](int64_t, std::span<const float> piece) { values(piece); });
   }
+  void values(std::span<const float> values) { hash_.update(std::as_bytes(values)); }
   std::string digest() const { return hash_.digest(); }
 
  private:
@@ -506,64 +503,36 @@ std::vector<std::string> save_model(const std::string& path, std::string_view fo
 
 namespace {
 
-// Position of the first that is not finite; count where all are.
-int64_t first_not_finite(std::span<const float> values) {
-  constexpr size_t kBlock = 4096;
-  constexpr uint32_t kExponent = 0x7f800000;  // all of it set: infinite, or no number
-  for (size_t begin = 0; begin < values.size(); begin += kBlock) {
-    const auto block = values.subspan(begin, std::min(kBlock, values.size() - begin));
-    uint32_t bad = 0;
-    for (float value : block) bad |= (std::bit_cast<uint32_t>(value) & kExponent) == kExponent;
-    if (!bad) continue;
-    const auto at =
-        std::find_if_not(block.begin(), block.end(), [](float x) { return std::isfinite(x); });
-    return static_cast<int64_t>(begin) + (at - block.begin());
-  }
-  return std::ssize(values);
-}
-
-struct NotFinite {
-  std::string_view tensor;
-  int64_t element;
-  float value;
-};
-
-std::optional<NotFinite> find_not_finite(const TensorMap& tensors) {
-  std::optional<NotFinite> found;
-  for (const auto& [name, tensor] : tensors.tensors) {
-    for_pieces(tensor.dtype, stored(tensor), tensor.count(),
-               [&](int64_t first, std::span<const float> values) {
-                 if (found) return;
-                 const int64_t at = first_not_finite(values);
-                 if (at < std::ssize(values)) found = {name, first + at, values[at]};
-               });
-    if (found) break;
-  }
-  return found;
-}
-
-void fail_if(const std::optional<NotFinite>& bad, const ModelFile& model) {
-  if (bad)
+void check_piece(const ModelFile& model, std::string_view tensor, int64_t first,
+                 std::span<const float> values) {
+  const int64_t at = first_not_finite(values.data(), std::ssize(values));
+  if (at < std::ssize(values))
     fail(Kind::input, "{}: tensor {}: element {} is {} (expected finite numbers)",
-         printable(model.path), bad->tensor, bad->element, bad->value);
+         printable(model.path), tensor, first + at, values[at]);
 }
 
 }  // namespace
 
-void check_finite(const ModelFile& model) { fail_if(find_not_finite(model.tensors), model); }
+void check_finite(const ModelFile& model) {
+  for (const auto& [name, tensor] : model.tensors.tensors)
+    for_pieces(tensor.dtype, stored(tensor), tensor.count(),
+               [&, &name = name](int64_t first, std::span<const float> values) {
+                 check_piece(model, name, first, values);
+               });
+}
 
 std::string checked_id(const ModelFile& model) {
-  std::string id;
-  std::optional<NotFinite> bad;
-#pragma omp parallel sections
-  {
-#pragma omp section
-    id = model_id(model.tensors);
-#pragma omp section
-    bad = find_not_finite(model.tensors);
+  IdHash hash;
+  for (const auto& [name, tensor] : model.tensors.tensors) {
+    const bool hashed = is_backbone(name);
+    if (hashed) hash.tensor(name, tensor.shape);
+    for_pieces(tensor.dtype, stored(tensor), tensor.count(),
+               [&, &name = name](int64_t first, std::span<const float> values) {
+                 check_piece(model, name, first, values);
+                 if (hashed) hash.values(values);
+               });
   }
-  fail_if(bad, model);
-  return id;
+  return hash.digest();
 }
 
 }  // namespace sft

@@ -37,14 +37,22 @@ namespace sft::HWY_NAMESPACE {
 
 int64_t panel_columns() { return kTileColumns; }
 
+// Rows a few kilobytes apart are too many streams for the processor to follow.
+HWY_INLINE void fetch_part(const float* w, int64_t stride, int64_t rows, int64_t width) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t k = 0; k < width; k += 16) __builtin_prefetch(w + r * stride + k);
+}
+
 // Panel [K, kTileColumns] of up to kTileColumns rows of W, zeros behind the last.
 void pack_panel(const float* w, int64_t stride, int64_t rows, int64_t K, float* panel) {
   constexpr int64_t kDepth = 64;  // at a time
   alignas(64) float temporary[kDepth * kTileColumns];
   const int64_t whole = K / 4 * 4;
-  for (int64_t k = 0; k < whole; k += kDepth)
+  for (int64_t k = 0; k < whole; k += kDepth) {
+    fetch_part(w + k + kDepth, stride, rows, std::min(kDepth, whole - k - kDepth));
     transpose_in<kTileColumns>(w + k, stride, rows, std::min(kDepth, whole - k), 1, temporary,
                                panel + k * kTileColumns);
+  }
   for (int64_t k = whole; k < K; ++k)
     for (int64_t r = 0; r < kTileColumns; ++r)
       panel[k * kTileColumns + r] = r < rows ? w[r * stride + k] : 0;

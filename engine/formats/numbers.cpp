@@ -3,6 +3,9 @@
 #include <hwy/foreach_target.h>  // compiles this file once per instruction set
 #include <hwy/highway.h>
 
+#include <algorithm>
+#include <cstring>
+
 #include "engine/formats/numbers.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -23,20 +26,30 @@ int64_t widen_f16(const uint16_t* from, float* to, int64_t count) {
   return i;
 }
 
+// The largest bits but for signs: those of infinity, or above, where not all are finite.
+uint32_t largest_bits(const float* from, int64_t count) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, from + i, sizeof bits);
+    largest = std::max(largest, bits & 0x7fffffffu);
+  }
+  return largest;
+}
+
 }  // namespace sft::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-#include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
 
 namespace sft {
 
 namespace {
 
 HWY_EXPORT(widen_f16);
+HWY_EXPORT(largest_bits);
 
 // Both f16 conversions after F. Giesen, "half to float done quick" (2012): integer arithmetic and
 // selects only, so that the loops vectorise.
@@ -151,6 +164,18 @@ void from_f32(const float* from, Dtype dtype, std::byte* to, int64_t count) {
   if (dtype == Dtype::bf16) f32_to_bf16(from, reinterpret_cast<uint16_t*>(to), count);
   if (dtype == Dtype::q8_0) f32_to_q8_0(from, to, count);
   if (dtype == Dtype::f64) std::copy_n(from, count, reinterpret_cast<double*>(to));
+}
+
+int64_t first_not_finite(const float* from, int64_t count) {
+  constexpr int64_t kBlock = 4096;
+  constexpr uint32_t kInfinity = 0x7f800000;
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t end = std::min(count, begin + kBlock);
+    if (HWY_DYNAMIC_DISPATCH(largest_bits)(from + begin, end - begin) < kInfinity) continue;
+    return std::find_if_not(from + begin, from + end, [](float x) { return std::isfinite(x); }) -
+           from;
+  }
+  return count;
 }
 
 }  // namespace sft

@@ -27,4 +27,7 @@ bool is_real(Dtype dtype);
 void to_f32(Dtype dtype, const std::byte* from, float* to, int64_t count);
 void from_f32(const float* from, Dtype dtype, std::byte* to, int64_t count);
 
+// Position of the first that is infinite or no number; count where all are finite.
+int64_t first_not_finite(const float* from, int64_t count);
+
 }  // namespace sft

@@ -200,6 +200,21 @@ TEST_CASE("formats: a writer refuses what a reader would") {
   EXPECT(test::error_of([&] { writer.finish(); }).kind == Kind::internal);
 }
 
+TEST_CASE("numbers: the first that is not finite, at any place and length") {
+  constexpr float kLargest = std::numeric_limits<float>::max();
+  for (int64_t count : {0, 1, 15, 17, 33, 4095, 4096, 4099, 9000}) {
+    std::vector<float> values(static_cast<size_t>(count), -kLargest);
+    EXPECT(first_not_finite(values.data(), count) == count);
+    for (int64_t at = 0; at < count; at += count < 40 ? 1 : 271) {
+      for (float bad : {INFINITY, -INFINITY, NAN, -NAN}) {
+        values[at] = values[count - 1] = bad;
+        EXPECT(first_not_finite(values.data(), count) == at);
+        values[at] = values[count - 1] = kLargest;
+      }
+    }
+  }
+}
+
 TEST_CASE("npy: version 1.0 head, then the values") {
   const TemporaryFolder folder;
   const std::vector<float> values = ramp(12);
