@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <future>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -50,6 +51,18 @@ struct Inputs {
     row.index = static_cast<uint32_t>(rows.rows.size());
     rows.rows.push_back(std::move(row));
     listed.push_back(by_manifest);
+  }
+
+  // f(); its errors also say which row of a manifest they are of.
+  template <class F>
+  auto naming(uint32_t row, F&& f) const {
+    try {
+      return f();
+    } catch (const Error& e) {
+      if (!listed[row]) throw;
+      raise(e.kind, fmt::format("{}: {}", printable(origin.at(rows.rows[row].id)), e.message),
+            e.hint);
+    }
   }
 };
 
@@ -140,26 +153,23 @@ struct WindowOptions {
   static int64_t samples(double seconds) { return std::llround(seconds * kSampleRate); }
 };
 
-// Decoding gives at least the samples of a window, whatever the rate of the file.
-constexpr double kMargin = 0.01;  // seconds
-
-void add_windows(Pieces& pieces, uint32_t r, const Utterance& row, const Config& config,
+// The length is the audio's: a manifest's seconds are rounded, or those of another cut.
+void add_windows(Pieces& pieces, uint32_t r, const Inputs& inputs, const Config& config,
                  const WindowOptions& options) {
-  const bool cut = row.start > 0 || std::isfinite(row.end);
-  const int64_t samples =
-      cut ? WindowOptions::samples(row.seconds) : samples_at_16k(probe_audio(row.file));
+  Utterance row = inputs.rows.rows[r];
+  const int64_t samples = inputs.naming(r, [&] {
+    return count_samples(row.file, AudioRange{row.start, row.end});
+  });
   const int64_t length = WindowOptions::samples(*options.window);
+  row.seconds = static_cast<double>(samples) / kSampleRate;
   if (config.frames(samples) <= config.frames(length)) {
     pieces.rows.rows.push_back(row), pieces.of.push_back({r});
     return;
   }
   for (const Window& window :
        windows_of(config, samples, length, WindowOptions::samples(options.shared()))) {
-    Utterance part = row;
-    part.seconds = static_cast<double>(window.samples) / kSampleRate;
-    part.start = row.start + static_cast<double>(window.first_sample) / kSampleRate;
-    part.end = std::min(part.start + part.seconds + kMargin, row.end);
-    pieces.rows.rows.push_back(std::move(part)), pieces.of.push_back({r, window, samples});
+    row.seconds = static_cast<double>(window.samples) / kSampleRate;
+    pieces.rows.rows.push_back(row), pieces.of.push_back({r, window, samples});
   }
 }
 
@@ -167,15 +177,49 @@ Pieces pieces_of(const Inputs& inputs, const Config& config, const WindowOptions
   Pieces pieces;
   pieces.rows.name = inputs.rows.name, pieces.rows.columns = inputs.rows.columns;
   for (uint32_t r = 0; r < inputs.rows.rows.size(); ++r) {
-    const Utterance& row = inputs.rows.rows[r];
-    if (options.window && row.seconds > *options.window) {
-      add_windows(pieces, r, row, config, options);
+    if (options.window) {
+      add_windows(pieces, r, inputs, config, options);
     } else {
-      pieces.rows.rows.push_back(row), pieces.of.push_back({r});
+      pieces.rows.rows.push_back(inputs.rows.rows[r]), pieces.of.push_back({r});
     }
   }
   return pieces;
 }
+
+using Waves = std::vector<std::vector<float>>;
+
+// The audio of windows, which are asked for in order: each row is decoded once, forward.
+class WindowAudio {
+ public:
+  explicit WindowAudio(const Inputs& inputs) : inputs_(inputs) {}
+
+  std::vector<float> cut(const Piece& piece) {
+    const Utterance& row = inputs_.rows.rows[piece.row];
+    return inputs_.naming(piece.row, [&] { return cut(*piece.window, row); });
+  }
+
+ private:
+  std::vector<float> cut(const Window& window, const Utterance& row) {
+    if (window.first_sample == 0) {
+      stream_.emplace(row.file, AudioRange{row.start, row.end});
+      held_.clear(), first_ = 0;
+    }
+    const int64_t behind = window.first_sample - first_;
+    CHECK(behind >= 0 && behind <= std::ssize(held_), "a window {} samples on", behind);
+    held_.erase(held_.begin(), held_.begin() + behind);
+    first_ = window.first_sample;
+    stream_->read(window.samples - std::ssize(held_), held_);
+    if (std::ssize(held_) < window.samples)
+      fail(Kind::input, "{}: ends {} samples before the length it declares", printable(row.file),
+           window.samples - std::ssize(held_));
+    return held_;
+  }
+
+  const Inputs& inputs_;
+  std::optional<AudioStream> stream_;
+  std::vector<float> held_;  // of the row, from sample first_ on
+  int64_t first_ = 0;
+};
 
 // ---- batches
 
@@ -329,20 +373,26 @@ class Extraction {
  public:
   Extraction(const Inputs& inputs, const Pieces& pieces, const Config& config, Extractor& extractor,
              const Output& output)
-      : inputs_(inputs), pieces_(pieces), config_(config), extractor_(extractor), output_(output) {}
+      : inputs_(inputs),
+        pieces_(pieces),
+        config_(config),
+        extractor_(extractor),
+        output_(output),
+        loader_(pieces.rows, kDecodeThreads, 0),
+        window_audio_(inputs) {}
 
   Report run(const std::vector<Batch>& batches, Progress& progress) {
     const auto start = std::chrono::steady_clock::now();
-    AudioLoader loader(pieces_.rows, kDecodeThreads, 0);
     double total = 0, done = 0;
     for (const Utterance& row : pieces_.rows.rows) total += row.seconds;
+    if (!batches.empty()) prefetch(batches[0]);
     for (size_t i = 0; i < batches.size(); ++i) {
-      loader.prefetch(batches[i]);
-      if (i + 1 < batches.size()) loader.prefetch(batches[i + 1]);
-      run(batches[i], loader);
-      for (uint32_t row : batches[i]) {
-        loader.release(row);
-        done += pieces_.rows.rows[row].seconds;
+      const Waves windows = windows_.get();
+      if (i + 1 < batches.size()) prefetch(batches[i + 1]);
+      run(batches[i], windows);
+      for (uint32_t p : batches[i]) {
+        loader_.release(p);
+        done += pieces_.rows.rows[p].seconds;
       }
       progress.update(done, total);
     }
@@ -352,14 +402,31 @@ class Extraction {
   }
 
  private:
-  void run(const Batch& batch, AudioLoader& loader) {
+  // Decodes in the background.
+  void prefetch(const Batch& batch) {
+    Batch whole;
+    std::vector<const Piece*> windows;
+    for (uint32_t p : batch)
+      if (pieces_.of[p].window)
+        windows.push_back(&pieces_.of[p]);
+      else
+        whole.push_back(p);
+    loader_.prefetch(whole);
+    windows_ = std::async(std::launch::async, [this, windows] {
+      Waves waves;
+      for (const Piece* piece : windows) waves.push_back(window_audio_.cut(*piece));
+      return waves;
+    });
+  }
+
+  // windows: the audio of those among its pieces.
+  void run(const Batch& batch, const Waves& windows) {
     std::vector<std::span<const float>> waves;
     std::vector<const Piece*> pieces;
-    ends_.clear();
+    auto window = windows.begin();
     for (uint32_t p : batch) {
       const Piece& piece = pieces_.of[p];
-      std::span<const float> wave = loader.get(p);
-      if (piece.window) wave = exactly(*piece.window, wave, inputs_.rows.rows[piece.row]);
+      const std::span<const float> wave = piece.window ? std::span(*window++) : loader_.get(p);
       if (!long_enough(piece.row, wave)) continue;
       waves.push_back(wave);
       pieces.push_back(&piece);
@@ -401,20 +468,6 @@ class Extraction {
     report_.audio_seconds += static_cast<double>(samples) / kSampleRate;
   }
 
-  // The samples of a window. Resampled parts of a file may end a sample earlier than the whole.
-  std::span<const float> exactly(const Window& window, std::span<const float> wave,
-                                 const Utterance& row) {
-    const auto wanted = static_cast<size_t>(window.samples);
-    if (wave.size() >= wanted) return wave.first(wanted);
-    constexpr size_t kLacking = 16;
-    if (wave.size() + kLacking < wanted)
-      fail(Kind::input, "{}: ends {} samples before the length it declares", printable(row.file),
-           wanted - wave.size());
-    std::vector<float>& whole = ends_.emplace_back(wave.begin(), wave.end());
-    whole.resize(wanted);
-    return whole;
-  }
-
   bool long_enough(uint32_t row, std::span<const float> wave) {
     if (static_cast<int64_t>(wave.size()) >= config_.min_samples()) return true;
     const Utterance& u = inputs_.rows.rows[row];
@@ -430,8 +483,10 @@ class Extraction {
   const Config& config_;
   Extractor& extractor_;
   const Output& output_;
+  AudioLoader loader_;        // of whole rows
+  WindowAudio window_audio_;  // used by one batch at a time
+  std::future<Waves> windows_;
   std::optional<Output::States> states_;  // of an utterance whose windows are on their way
-  std::vector<std::vector<float>> ends_;  // of this batch: windows, with what they lacked
   Report report_;
 };
 

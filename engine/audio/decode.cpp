@@ -172,10 +172,10 @@ void Decoder::skip(int64_t frames) {
 
 // ---- resampling
 
-// Appends to a vector at 16 kHz; at 16 kHz it copies.
+// Appends to a vector at 16 kHz; at 16 kHz it copies. What was appended may be taken away.
 class Resampler {
  public:
-  Resampler(int rate, std::vector<float>& out) : rate_(rate), out_(out) {
+  explicit Resampler(int rate) : rate_(rate) {
     if (rate == kSampleRate) return;
     soxr_error_t error = nullptr;
     const soxr_quality_spec_t quality = soxr_quality_spec(SOXR_HQ, 0);
@@ -183,33 +183,34 @@ class Resampler {
     CHECK(soxr_ != nullptr, "soxr, {} Hz: {}", rate, error);
   }
 
-  void push(const float* samples, int64_t count) {
+  void push(const float* samples, int64_t count, std::vector<float>& out) {
     if (count == 0) return;
     frames_ += count;
     if (!soxr_)
-      out_.insert(out_.end(), samples, samples + count);
+      out.insert(out.end(), samples, samples + count);
     else
-      process(samples, static_cast<size_t>(count));
+      process(samples, static_cast<size_t>(count), out);
   }
 
   // Exactly round(frames * 16000 / rate) samples: soxr's own count may differ by one.
-  void finish() {
+  void finish(std::vector<float>& out) {
     if (!soxr_) return;
-    process(nullptr, 0);
-    out_.resize(static_cast<size_t>(samples_at_16k({frames_, rate_, 1, 0})));
+    process(nullptr, 0, out);
+    out.resize(out.size() + static_cast<size_t>(samples_at_16k({frames_, rate_, 1, 0})) - made_);
   }
 
  private:
-  void process(const float* samples, size_t count) {
+  void process(const float* samples, size_t count, std::vector<float>& out) {
     const size_t room = count * kSampleRate / static_cast<size_t>(rate_) + kBlock;
     size_t done = room;
     while (done == room) {  // a full buffer: there may be more
-      const size_t at = out_.size();
-      out_.resize(at + room);
+      const size_t at = out.size();
+      out.resize(at + room);
       const soxr_error_t error =
-          soxr_process(soxr_.get(), samples, count, nullptr, out_.data() + at, room, &done);
+          soxr_process(soxr_.get(), samples, count, nullptr, out.data() + at, room, &done);
       CHECK(error == nullptr, "soxr: {}", error);
-      out_.resize(at + done);
+      out.resize(at + done);
+      made_ += done;
       samples = nullptr, count = 0;
     }
   }
@@ -219,7 +220,7 @@ class Resampler {
   };
   int rate_;
   int64_t frames_ = 0;
-  std::vector<float>& out_;
+  size_t made_ = 0;  // at 16 kHz
   std::unique_ptr<soxr, Delete> soxr_;
 };
 
@@ -230,39 +231,63 @@ struct Frames {
   int64_t first, last;
 };
 
-Frames frames_of(const Decoder& d, AudioRange range) {
-  const double rate = d.info.samplerate;
-  const double length = static_cast<double>(d.info.frames) / rate;
+Frames frames_of(const std::string& name, int64_t frames, int rate, AudioRange range) {
+  const double length = static_cast<double>(frames) / rate;
   const bool whole = std::isinf(range.end);
   if (!(range.start >= 0 && range.start < range.end && range.start < length) ||
       (!whole && range.end > length + kRangeSlack))
-    fail(Kind::input, "{}: segment {} to {} s (expected a part of 0 to {:.3f} s)", d.source->name,
+    fail(Kind::input, "{}: segment {} to {} s (expected a part of 0 to {:.3f} s)", name,
          range.start, range.end, length);
   const int64_t first = std::llround(range.start * rate);
-  const int64_t last = whole ? d.info.frames : std::llround(range.end * rate);
-  return {first, std::min<int64_t>(last, d.info.frames)};
-}
-
-std::vector<float> decode(Decoder&& d, AudioRange range) {
-  const auto [first, last] = frames_of(d, range);
-  d.seek(first);
-  std::vector<float> out, block(kBlock);
-  Resampler resampler(d.info.samplerate, out);
-  while (d.position < last) {
-    const int64_t got = d.read(last - d.position, block.data());
-    if (got == 0) break;
-    resampler.push(block.data(), got);
-  }
-  resampler.finish();
-  if (d.position < last && d.info.frames != kUnknown)
-    fail(Kind::input, Hint{"the file is cut short: copy or download it again"},
-         "{}: ends after {} frames (expected {}, says its header)", d.source->name, d.position,
-         d.info.frames);
-  if (out.empty()) fail(Kind::input, "{}: no samples (expected at least one)", d.source->name);
-  return out;
+  const int64_t last = whole ? frames : std::llround(range.end * rate);
+  return {first, std::min<int64_t>(last, frames)};
 }
 
 }  // namespace
+
+class AudioStream::Cut {
+ public:
+  Cut(std::unique_ptr<ByteSource> bytes, AudioRange range, const AudioLimits& limits)
+      : decoder_(std::move(bytes), limits),
+        frames_(frames_of(decoder_.source->name, decoder_.info.frames, decoder_.info.samplerate,
+                          range)),
+        resampler_(decoder_.info.samplerate) {
+    decoder_.seek(frames_.first);
+  }
+
+  // Appends the samples of a block; false: they were the last ones.
+  bool more(std::vector<float>& out) {
+    Decoder& d = decoder_;
+    if (d.position < frames_.last) {
+      const int64_t got = d.read(frames_.last - d.position, block_.data());
+      resampler_.push(block_.data(), got, out);
+      decoded_ += got;
+      if (got > 0) return true;
+    }
+    resampler_.finish(out);
+    if (d.position < frames_.last && d.info.frames != kUnknown)
+      fail(Kind::input, Hint{"the file is cut short: copy or download it again"},
+           "{}: ends after {} frames (expected {}, says its header)", d.source->name, d.position,
+           d.info.frames);
+    if (samples_at_16k({decoded_, d.info.samplerate, 1, 0}) == 0)
+      fail(Kind::input, "{}: no samples (expected at least one)", d.source->name);
+    return false;
+  }
+
+  std::vector<float> all() {
+    std::vector<float> out;
+    while (more(out)) {
+    }
+    return out;
+  }
+
+ private:
+  Decoder decoder_;
+  Frames frames_;
+  Resampler resampler_;
+  std::vector<float> block_ = std::vector<float>(kBlock);
+  int64_t decoded_ = 0;  // frames
+};
 
 AudioInfo probe_audio(const std::string& path, const AudioLimits& limits) {
   Decoder d(open_bytes(path), limits);
@@ -278,18 +303,37 @@ int64_t samples_at_16k(const AudioInfo& info) {
   return std::llround(static_cast<double>(info.frames) * kSampleRate / info.rate);
 }
 
+int64_t count_samples(const std::string& path, AudioRange range, const AudioLimits& limits) {
+  AudioInfo info = probe_audio(path, limits);
+  const auto [first, last] = frames_of(printable(path), info.frames, info.rate, range);
+  info.frames = last - first;
+  return samples_at_16k(info);
+}
+
 std::vector<float> load_audio(const std::string& path, const AudioLimits& limits) {
   return load_audio(path, AudioRange{}, limits);
 }
 
 std::vector<float> load_audio(const std::string& path, AudioRange range,
                               const AudioLimits& limits) {
-  return decode(Decoder(open_bytes(path), limits), range);
+  return AudioStream::Cut(open_bytes(path), range, limits).all();
 }
 
 std::vector<float> decode_audio(std::span<const std::byte> bytes, const std::string& name,
                                 AudioRange range, const AudioLimits& limits) {
-  return decode(Decoder(view_bytes(bytes, name), limits), range);
+  return AudioStream::Cut(view_bytes(bytes, name), range, limits).all();
+}
+
+AudioStream::AudioStream(const std::string& path, AudioRange range, const AudioLimits& limits)
+    : cut_(std::make_unique<Cut>(open_bytes(path), range, limits)) {}
+
+AudioStream::~AudioStream() = default;
+
+void AudioStream::read(int64_t count, std::vector<float>& to) {
+  while (!ended_ && std::ssize(pending_) < count) ended_ = !cut_->more(pending_);
+  const auto end = pending_.begin() + std::min<int64_t>(count, std::ssize(pending_));
+  to.insert(to.end(), pending_.begin(), end);
+  pending_.erase(pending_.begin(), end);
 }
 
 }  // namespace sft

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -56,5 +57,26 @@ std::vector<float> load_audio(const std::string& path, AudioRange range,
 // The same from memory; `name` stands for the path in messages.
 std::vector<float> decode_audio(std::span<const std::byte> bytes, const std::string& name,
                                 AudioRange range = {}, const AudioLimits& limits = {});
+
+// How many samples load_audio of this range gives, from the header.
+int64_t count_samples(const std::string& path, AudioRange range, const AudioLimits& limits = {});
+
+// What load_audio gives, piece by piece: a long file is decoded once, forward.
+class AudioStream {
+ public:
+  explicit AudioStream(const std::string& path, AudioRange range = {},
+                       const AudioLimits& limits = {});
+  ~AudioStream();
+
+  // Appends the next `count` samples to `to`; fewer at the end, and then none.
+  void read(int64_t count, std::vector<float>& to);
+
+  class Cut;
+
+ private:
+  std::unique_ptr<Cut> cut_;
+  std::vector<float> pending_;  // decoded, and not read yet
+  bool ended_ = false;
+};
 
 }  // namespace sft

@@ -200,6 +200,28 @@ TEST_CASE("audio: a range of a file is that part of the whole") {
   }
 }
 
+TEST_CASE("audio: a stream gives the whole in pieces, and its length is known beforehand") {
+  const test::TemporaryFolder folder;
+  const int mp3 = SF_FORMAT_MPEG | SF_FORMAT_MPEG_LAYER_III;
+  for (const auto& [format, rate] : {std::pair{SF_FORMAT_WAV | SF_FORMAT_PCM_16, 16000},
+                                     {mp3, 44100},
+                                     {SF_FORMAT_FLAC | SF_FORMAT_PCM_16, 8000}}) {
+    const std::string path = file_of(folder / "a", format, rate, 2, sine(440, rate, rate, 2));
+    for (const AudioRange range : {AudioRange{}, AudioRange{0.3, 0.77}}) {
+      const std::vector<float> whole = load_audio(path, range);
+      EXPECT(count_samples(path, range) == std::ssize(whole));
+      AudioStream stream(path, range);
+      std::vector<float> pieces;
+      for (const int64_t count : {1, 0, 7, 4096, 2000, 20000, 1}) {
+        const size_t before = pieces.size();
+        stream.read(count, pieces);
+        EXPECT(pieces.size() == std::min(whole.size(), before + static_cast<size_t>(count)));
+      }
+      EXPECT(pieces == whole);
+    }
+  }
+}
+
 TEST_CASE("audio: samples that are no numbers, or no audio, are named") {
   const test::TemporaryFolder folder;
   for (float bad : {NAN, INFINITY, -1e30f, 32767.0f}) {

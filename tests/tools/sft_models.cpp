@@ -26,8 +26,8 @@ namespace {
 std::string folder_of(const std::string& name) { return test::golden("models/" + name); }
 
 void write_audio(const std::string& path, const std::vector<float>& samples, int channels = 1,
-                 int rate = 16000) {
-  SF_INFO info{.samplerate = rate, .channels = channels, .format = SF_FORMAT_WAV | SF_FORMAT_FLOAT};
+                 int rate = 16000, int format = SF_FORMAT_WAV | SF_FORMAT_FLOAT) {
+  SF_INFO info{.samplerate = rate, .channels = channels, .format = format};
   SNDFILE* file = sf_open(path.c_str(), SFM_WRITE, &info);
   REQUIRE(file != nullptr);
   for (float x : samples) {
@@ -333,6 +333,26 @@ TEST_CASE("sft-extract: windows of any rate, of cuts; memory does not grow with 
   EXPECT_MESSAGE(o.code == 0, o.err);
   EXPECT(Json::parse(o.out).at("frames") == 449 + 449 + 355 + 355);
 
+  // `seconds` says how long a cut is only to two digits, or is that of another cut
+  const std::string header = "id\tpath\tseconds\tstart\tend\n";
+  std::ofstream(folder / "rounded.tsv") << header << "short\t8000.wav\t7.1\t0.5\t7.615\n"
+                                        << "long\t8000.wav\t7.105\t0.5\t7.588\n"
+                                        << "rest\t8000.wav\t7\t0.5\t-\n"
+                                        << "none\t8000.wav\t1\t-\t-\n";
+  const auto frames = [&](const std::string& name, std::vector<std::string> more) {
+    more.insert(more.begin(), {model, folder / "rounded.tsv", "-o", folder / name, "--json"});
+    const Outcome run = run_program("sft-extract", more);
+    EXPECT_MESSAGE(run.code == 0, run.err);
+    return Json::parse(run.out).at("frames").get<int>();
+  };
+  EXPECT(frames("rounded", {"--window", "2.5"}) == 355 + 354 + 424 + 449);
+  EXPECT(frames("plain", {}) == 355 + 354 + 424 + 449);
+  std::ofstream(folder / "behind.tsv") << header << "a\t8000.wav\t8.1\t1\t9.1\n";
+  const Outcome behind = run_program(
+      "sft-extract", {model, folder / "behind.tsv", "--window", "2.5", "-o", folder / "behind"});
+  EXPECT(behind.code == 3);
+  EXPECT_MESSAGE(behind.err.find("behind.tsv:2: id a: ") != std::string::npos, behind.err);
+
   write_audio(folder / "long.wav", test::golden_signal(3, 16'000 * 300));
   const auto planned = [&](std::vector<std::string> more) {
     more.insert(more.begin(),
@@ -345,6 +365,23 @@ TEST_CASE("sft-extract: windows of any rate, of cuts; memory does not grow with 
     return bytes;
   };
   EXPECT(planned({"--window", "10"}) < planned({}) - (20 << 20));
+}
+
+// From its beginning for each of 150 windows it would be 75 times as much.
+TEST_CASE("sft-extract: an MP3 is decoded once, whatever the number of windows") {
+  if (test::absent("sft-extract")) return;
+  const test::TemporaryFolder folder;
+  const int mp3 = SF_FORMAT_MPEG | SF_FORMAT_MPEG_LAYER_III;
+  const auto cpu_seconds = [&](const std::string& name, int format) {
+    write_audio(folder / name, test::golden_signal(1, 16'000 * 120), 1, 16000, format);
+    const Outcome o =
+        run_program("sft-extract", {folder_of("hubert-group"), folder / name, "--window", "1",
+                                    "--overlap", "0.2", "-o", folder / name + ".states"});
+    EXPECT_MESSAGE(o.code == 0, o.err);
+    return o.cpu_seconds;
+  };
+  const double wav = cpu_seconds("a.wav", SF_FORMAT_WAV | SF_FORMAT_FLOAT);
+  EXPECT(cpu_seconds("a.mp3", mp3) < 2 * wav + 0.5);
 }
 
 TEST_CASE("sft-extract: windows that are none") {
