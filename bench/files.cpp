@@ -35,7 +35,8 @@ class Folder {
       : path_(fs::path(within) / fmt::format("sft-bench-merge.{}", getpid())) {
     std::error_code error;
     if (!fs::create_directory(path_, error))
-      fail(Kind::resource, "{}: cannot be made ({})", printable(path_.string()), error.message());
+      fail(Kind::resource, "{}: cannot be made ({})", printable(path_.string()),
+           error ? error.message() : "it is there already");
   }
   ~Folder() {
     std::error_code ignored;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 
 #include "bench/random_weights.h"
 #include "engine/audio/decode.h"
@@ -80,6 +81,15 @@ std::vector<std::vector<double>> state_errors(const ModelFile& model,
                                               : relative(theirs[i], exact[i]));
   }
   return errors;
+}
+
+std::string state_errors_json(const std::string& model, const std::vector<int>& states,
+                              std::span<const Math> maths,
+                              const std::vector<std::vector<double>>& errors) {
+  using Json = nlohmann::json;
+  Json json{{"model", model}, {"states", states}, {"errors", Json::object()}};
+  for (size_t m = 0; m < maths.size(); ++m) json["errors"][name(maths[m])] = errors[m];
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 double allowed_state_error(Math math) { return math == Math::exact ? 5e-5 : 1.5e-2; }

@@ -20,6 +20,10 @@ std::vector<std::vector<double>> state_errors(const ModelFile& model,
                                               const std::vector<int>& states,
                                               std::span<const std::span<const float>> waves,
                                               std::span<const Math> maths);
+// They as one object: {"model", "states", "errors": {MATH: [of each state]}}
+std::string state_errors_json(const std::string& model, const std::vector<int>& states,
+                              std::span<const Math> maths,
+                              const std::vector<std::vector<double>>& errors);
 // How far the last state may be off (docs/math.md).
 double allowed_state_error(Math math);
 

@@ -21,7 +21,8 @@ PeerRow to_row(const Json& json) {
               .config = json.at("config").is_string() ? json["config"] : Json(""),
               .device = json.at("device"),
               .workload = json.at("workload_id"),
-              .math = json.at("class")};
+              .math = json.at("class"),
+              .ours = json.value("ours", "")};
   if (json.contains("as_per_s")) row.per_second = json["as_per_s"].at("median");
   std::vector<double> ratios;
   for (const Json& pair : json.value("pairs", Json::array()))
@@ -35,7 +36,9 @@ PeerRow to_row(const Json& json) {
 void collect(const Json& json, std::vector<PeerRow>& to) {
   if (json.is_object() && json.contains("runs")) return collect(json["runs"], to);
   if (!json.is_array()) {
-    if (json.at("peer") != "sft") to.push_back(to_row(json));
+    // ours is sft, or sft ARITHMETIC; of a side that failed there are no times
+    const bool ours = json.at("peer").get<std::string>().starts_with("sft");
+    if (!ours && !json.contains("failed")) to.push_back(to_row(json));
     return;
   }
   for (const Json& part : json) collect(part, to);
@@ -72,10 +75,11 @@ std::vector<std::string> add_peers(Report& report, const std::vector<PeerRow>& r
       continue;
     }
     add_kernels(report, row);
+    const bool same = row.ours.empty() || row.ours == math_class(report.ceilings);
     if (report.model && row.per_second > 0)
       report.peers.push_back({fmt::format("{} ({}{}{})", row.peer, row.version,
                                           row.version.empty() ? "" : ", ", row.config),
-                              row.per_second, row.paired});
+                              row.per_second, same ? row.paired : 0});
   }
   std::stable_sort(
       report.peers.begin(), report.peers.end(),

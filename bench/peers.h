@@ -11,6 +11,7 @@ namespace sft {
 
 struct PeerRow {
   std::string peer, version, config, device, workload, math;  // math: exact or bf16
+  std::string ours;       // our arithmetic when they were measured in turn; empty: not written
   double per_second = 0;  // audio-seconds a second, median; 0: of kernels alone
   double paired = 0;      // ours to theirs as they were measured in turn; 0: they were not
   std::vector<std::pair<std::string, double>> kernels;  // name, seconds

@@ -162,6 +162,20 @@ Config config_of(const std::string& model) {
   return open_model(model).config;
 }
 
+// What only some tasks have is refused where another one would leave it unread.
+void check_options(const Cli& cli, const std::string& task) {
+  const bool merges = task == "merge";
+  const std::vector<std::string> others =
+      merges ? std::vector<std::string>{"--mix",   "--batch",    "--batch-as", "--head",
+                                        "--bytes", "--launches", "--device",   "--math"}
+             : std::vector<std::string>{"--folder"};
+  for (const std::string& option : others)
+    if (cli.given(option))
+      fail(Kind::usage, "{}: {}", option,
+           merges ? "--task merge has no such option: two files, f32, on the CPU"
+                  : "is of --task merge");
+}
+
 void model(Cli& cli) {
   Workload workload;
   std::string folder = ".";
@@ -186,6 +200,7 @@ void model(Cli& cli) {
   on.options.add_to(cli), output.options(cli), output.peer_option(cli);
   cli.parse();
   check_repeats(workload.repeats);
+  check_options(cli, workload.task);
   workload.seed = cli.seed();
   const bool merges = workload.task == "merge";
   if (!merges) workload = complete(workload);
@@ -247,6 +262,31 @@ ModelFile weights_of(const std::string& model, uint64_t seed) {
   return open_model(model);
 }
 
+// What can be compared with f32 products here.
+std::vector<Math> maths_of(bool exact) {
+  std::vector<Math> maths;
+  if (exact) maths.push_back(Math::exact);
+  for (Math math : {Math::fast16, Math::bf16})
+    if (cpu::narrow::available(math)) maths.push_back(math);
+  if (maths.empty())
+    fail(Kind::resource, Hint{"--exact compares f32 products of two instruction sets"},
+         "numerics: products of 16-bit numbers need AVX-512 with VNNI and BF16, which {} has not",
+         cpu::isa());
+  return maths;
+}
+
+std::vector<std::vector<float>> waves_of(const std::vector<std::string>& audio,
+                                         const Config& config) {
+  std::vector<std::vector<float>> waves;
+  for (const std::string& path : audio) {
+    waves.push_back(load_audio(path));
+    if (std::ssize(waves.back()) < config.min_samples())
+      fail(Kind::input, "{}: {} samples at 16 kHz (expected at least {})", printable(path),
+           waves.back().size(), config.min_samples());
+  }
+  return waves;
+}
+
 void numerics(Cli& cli) {
   std::string model;
   std::vector<std::string> audio;
@@ -258,16 +298,16 @@ void numerics(Cli& cli) {
   cli.flag("--exact", exact, "f32 products too, against those of another instruction set; slow");
   cli.parse();
   cpu::choose_isa();
+  const std::vector<Math> maths = maths_of(exact);
   const ModelFile file = weights_of(model, cli.seed());
   const std::vector<int> wanted = parse_states(states, file.config);
-  std::vector<std::vector<float>> waves;
-  for (const std::string& path : audio) waves.push_back(load_audio(path));
+  const std::vector<std::vector<float>> waves = waves_of(audio, file.config);
   const std::vector<std::span<const float>> views(waves.begin(), waves.end());
-  std::vector<Math> maths;
-  if (exact) maths.push_back(Math::exact);
-  for (Math math : {Math::fast16, Math::bf16})
-    if (cpu::narrow::available(math)) maths.push_back(math);
   const auto errors = state_errors(file, wanted, views, maths);
+  if (cli.json()) {
+    fmt::print("{}", state_errors_json(model, wanted, maths, errors));
+    return;
+  }
   for (size_t m = 0; m < maths.size(); ++m)
     for (size_t i = 0; i < wanted.size(); ++i)
       fmt::print("{}\t{}\t{}\t{:.3g}\n", printable(model), name(maths[m]), wanted[i], errors[m][i]);

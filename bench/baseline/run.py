@@ -7,7 +7,8 @@
         --sft-merge   'build/sft-merge {base} {tuned} --alpha 0.25 -o {out} --threads {threads} --force'
         --sft-extract 'build/sft-extract {model} {audio} --states all -o {out} --threads {threads} --force'
 
-Each round times every side of every class once, in turn: of exact the f32 ones, of fast16 or bf16 what each peer does in
+A side that fails at a workload has a row that says why ("failed"), its message is let through, and the exit code is 1 in the
+end. Each round times every side of every class once, in turn: of exact the f32 ones, of fast16 or bf16 what each peer does in
 16 bits (their class is bf16). A line of the table has our ratio to that side; below, that to the best peer of each class.
 PyTorch tries its variants once for each task and architecture, and the fastest is repeated. A command that is not given
 leaves its side out. sft-bench prints JSON with result.as_per_s.median for a workload; the two other commands are timed as
@@ -57,24 +58,41 @@ def environment(args):
     return env | {'LD_PRELOAD': library}, True
 
 
+class Failed(Exception):
+    """A side could not run a workload, or its numbers are wrong; the others go on."""
+
+
+def output_of(command, env):
+    """What a command prints; Failed with its exit code and message, which is let through."""
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    if done.returncode == 0: return done.stdout
+    sys.stderr.write(done.stderr)
+    lines = [line for line in done.stderr.splitlines() if line.strip()] or ['no message']
+    why = next((line for line in reversed(lines) if 'error' in line.lower()), lines[-1])
+    raise Failed(f'exit code {done.returncode}: {why}')
+
+
 class Peer:
-    """A running worker: workload id -> seconds of one repetition, None where it does not take part."""
+    """A running worker: workload id -> seconds of one repetition, None where it does not take part. Started again if it died."""
     def __init__(self, script, args, env, *options):
-        command = [sys.executable, os.path.join(HERE, script), '--threads', str(args.threads), *options]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-        self.config = None
+        self.command, self.env, self.config = [sys.executable, os.path.join(HERE, script), '--threads', str(args.threads), *options], env, None
+        self.start()
+
+    def start(self): self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.env)
 
     def __call__(self, workload):
+        if self.process.poll() is not None: self.start()
         self.process.stdin.write(workload + '\n')
         self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith('{'): break                      # exporters print too
-        else: raise RuntimeError('a peer ended early')
+        else: raise Failed(f'ended early, exit code {self.process.wait()}')
         answer = json.loads(line)
         self.config = answer.get('config')
         return answer.get('seconds')
 
-    def free(self): self(workloads.NOTHING)
+    def free(self):
+        if self.process.poll() is None: self(workloads.NOTHING)
 
     def close(self):
         self.process.stdin.close()
@@ -87,7 +105,7 @@ class Process:
 
     def __call__(self, workload):
         start = time.perf_counter()
-        subprocess.run(self.command, env=self.env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        output_of(self.command, self.env)
         return time.perf_counter() - start
 
 
@@ -99,9 +117,9 @@ class SftBench:
     def __call__(self, workload):
         w = workloads.parse(workload)
         command = self.template.format(**w, head=w['what'], threads=self.args.threads, math=self.config)
-        text = subprocess.run(shlex.split(command), env=self.env, check=True, capture_output=True, text=True).stdout
-        report = json.loads(text[text.index('{'):])
-        return sum(w['seconds']) / report['result']['as_per_s']['median']
+        text = output_of(shlex.split(command), self.env)
+        try: return sum(w['seconds']) / json.loads(text[text.index('{'):])['result']['as_per_s']['median']
+        except (ValueError, KeyError) as error: raise Failed(f'no report: {error!r}')
 
 
 def files(cache, arch):
@@ -176,21 +194,31 @@ def spread(values): return dict(median=statistics.median(values), min=min(values
 
 
 def measure(workload, running, args):
-    """Interleaved repetitions of every side -> rows of the peers file."""
-    times, version = {}, versions()
+    """Interleaved repetitions of every side -> rows of the peers file; of one that failed a row that says why."""
+    times, failed, version = {}, {}, versions()
     seconds = 0 if workload.startswith('start') else sum(workloads.parse(workload)['seconds'])
-    for side, run in running.items():
-        if run(workload) is not None: times[side] = []                        # builds and warms up; not counted
+
+    def once(side):
+        try: return running[side](workload)
+        except Failed as why: failed[side] = str(why)
+
+    for side in running:
+        if once(side) is not None: times[side] = []                           # builds and warms up; not counted
     for _ in range(args.repeats):
-        for side in times: times[side].append(running[side](workload))
+        for side in [side for side in times if side not in failed]: times[side].append(once(side))
     rows = []
-    for (kind, name), values in times.items():
+    for kind, name in [side for side in running if side in times or side in failed]:
         row = {'peer': name, 'version': version.get(name, ''), 'device': device(args), 'workload_id': workload, 'class': kind,
-               'config': running[kind, name].config, 'command': command(args), 'threads': args.threads, 'seconds': spread(values)}
-        if seconds: row['as_per_s'] = spread([seconds / v for v in values])
-        ours = times.get((kind, 'sft'))
-        if ours and not name.startswith('sft'): row['pairs'] = [[s, v] for s, v in zip(ours, values)]
+               'config': running[kind, name].config, 'command': command(args), 'threads': args.threads}
         rows.append(row)
+        if (kind, name) in failed:
+            row['failed'] = failed[kind, name]
+            continue
+        values, ours = times[kind, name], times.get((kind, 'sft'))
+        row['seconds'] = spread(values)
+        if seconds: row['as_per_s'] = spread([seconds / v for v in values])
+        if ours and (kind, 'sft') not in failed and not name.startswith('sft'):
+            row |= {'pairs': [[s, v] for s, v in zip(ours, values)], 'ours': next((m for m in args.math if class_of(m) == kind), kind)}
     for kind in dict.fromkeys(kind for kind, _ in times):
         rivals = [row for row in rows if row['class'] == kind and 'pairs' in row]
         if rivals: min(rivals, key=lambda row: row['seconds']['median'])['best'] = True
@@ -201,8 +229,11 @@ def ratio(row): return statistics.median(theirs / ours for ours, theirs in row['
 
 
 def show(rows):
-    """One line per side: median and spread; ratio of ours to it, the median over pairs; that to the best peer of a class."""
+    """One line per side: median and spread, or why it failed; ratio of ours to it, the median over pairs; that to the best peer of a class."""
     for row in sorted(rows, key=lambda row: row['class'] != 'exact'):
+        if 'failed' in row:
+            print(f"{row['workload_id']:46s} {row['class']:6s} {row['peer']:20s} failed: {row['failed']}", flush=True)
+            continue
         unit, v = ('as/s', row['as_per_s']) if 'as_per_s' in row else ('s', row['seconds'])
         line = f"{row['workload_id']:46s} {row['class']:6s} {row['peer']:20s} {v['median']:8.3f} {unit:4s}"
         line += f" ({v['min']:.3f} - {v['max']:.3f})"
@@ -253,6 +284,8 @@ def main():
             with open(args.out, 'w') as f: json.dump(rows, f, indent=1)
     for side in models.values():
         if isinstance(side, Peer): side.close()
+    failed = sum('failed' in row for row in rows)
+    if failed: sys.exit(f'{failed} of {len(rows)} rows failed: see the table')
 
 
 if __name__ == '__main__': main()

@@ -1,4 +1,5 @@
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -8,11 +9,13 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "bench/files.h"
 #include "bench/model.h"
 #include "bench/ops.h"
 #include "bench/page.h"
 #include "bench/peers.h"
 #include "build_info.h"
+#include "engine/cpu/isa.h"
 #include "engine/io/file.h"
 #include "models/checkpoint.h"
 #include "tests/doctest.h"
@@ -122,6 +125,14 @@ TEST_CASE("sft-bench: peers of the same work, device and class, the fastest firs
         "  ~4.00x of slow (v1, sdpa): 1.00 audio-seconds/s; measured in turn with it 3.50x\n",
         " ~3.00x\n"})
     EXPECT_MESSAGE(text.find(line) != std::string::npos, text);
+  rows[0].ours = "fast16";  // in turn with other products than these
+  Report other = sample_report();
+  add_peers(other, rows);
+  EXPECT(report_text(other).find("measured in turn") == std::string::npos);
+  rows[0].ours = "exact";
+  other = sample_report();
+  add_peers(other, rows);
+  EXPECT(report_text(other).find("measured in turn with it 3.50x") != std::string::npos);
   const auto json = nlohmann::json::parse(report_json(report));
   EXPECT(json.at("peers")[0].at("ratio") == 2.0);
   EXPECT(json.at("kernels")[0].at("peer_us") == 3000.0);
@@ -139,7 +150,9 @@ TEST_CASE("sft-bench: a file of peers, and files that are none") {
                            {"pairs", {{1, 2}, {1, 4}, {1, 3}}}};
   nlohmann::json ours = row;
   ours["peer"] = "sft";
-  write_text(folder / "list.json", nlohmann::json{row, ours}.dump());
+  nlohmann::json second = row, failed = row;
+  second["peer"] = "sft bf16", failed["failed"] = "exit code 6";
+  write_text(folder / "list.json", nlohmann::json{row, ours, second, failed}.dump());
   write_text(folder / "runs.json", nlohmann::json{{"runs", {{row}, {ours, row}}}}.dump());
   const std::vector<PeerRow> list = read_peers(folder / "list.json");
   REQUIRE(list.size() == 1);
@@ -344,6 +357,99 @@ TEST_CASE("sft-bench: tiles, moments and numerics are in the report") {
   EXPECT(ops.at("numerics").at("tol") == 1);
 }
 
+// Ours fails at one of two workloads: the other one is measured, and the file says why.
+TEST_CASE("run.py: a side that fails is a row that says so, and the run goes on") {
+  if (std::system("python3 -c '' 2>/dev/null")) return test::skip("python3 is missing");
+  const test::TemporaryFolder folder;
+  write_text(folder / "numpy.py", "");  // only the workloads of corpora compute with it
+  write_text(folder / "ours",
+             "case $1 in fixed:5) echo '{\"result\": {\"as_per_s\": {\"median\": 2}}}';;\n"
+             "*) echo 'sft-bench: error: the numbers are wrong' >&2; exit 6;; esac\n");
+  const std::string script = std::string(SFT_TESTS_DIR) + "/../bench/baseline";
+  const std::string python =
+      "PYTHONDONTWRITEBYTECODE=1 PYTHONPATH='" + folder.path() + ":" + script + "' python3 ";
+  const std::string said = " > '" + (folder / "said") + "' 2> '" + (folder / "complaints") + "'";
+  const int status = std::system((python + script + "/run.py --out '" + (folder / "out.json") +
+                                  "' --cache '" + (folder / "cache") +
+                                  "' --only extract/hubert-base/fixed --repeats 2 --peers none" +
+                                  " --sft-bench \"sh '" + (folder / "ours") + "' {mix}\"" + said)
+                                     .c_str());
+  EXPECT((WIFEXITED(status) && WEXITSTATUS(status) == 1));
+  EXPECT(read_text(folder / "complaints").find("error: the numbers are wrong") !=
+         std::string::npos);
+  EXPECT(read_text(folder / "said").find("failed: exit code 6: sft-bench: error: the numbers") !=
+         std::string::npos);
+  const auto rows = nlohmann::json::parse(read_text(folder / "out.json"));
+  REQUIRE(rows.size() == 2);
+  EXPECT(rows[0].at("as_per_s").at("median") == 2);
+  EXPECT(rows[1].at("failed") == "exit code 6: sft-bench: error: the numbers are wrong");
+  EXPECT(!rows[1].contains("seconds"));
+}
+
+// Two sides that do nothing, in one class with our fast16 before bf16.
+TEST_CASE("run.py: a pair says which of our arithmetics it was measured with") {
+  if (std::system("python3 -c '' 2>/dev/null")) return test::skip("python3 is missing");
+  const test::TemporaryFolder folder;
+  write_text(folder / "numpy.py", "");
+  write_text(folder / "pairs.py",
+             "import collections, sys, run\n"
+             "sys.argv = 'run.py --out - --cache - --math fast16,bf16 --repeats 1'.split()\n"
+             "class Side:\n"
+             "    config = ''\n"
+             "    def __call__(self, workload): return 1.0\n"
+             "sides = {('bf16', name): Side() for name in ('sft', 'sft bf16', 'pytorch')}\n"
+             "rows = run.measure('extract/x/fixed:1/1/all', sides, run.options())\n"
+             "print([row.get('ours') for row in rows])\n");
+  const std::string command = "PYTHONDONTWRITEBYTECODE=1 PYTHONPATH='" + folder.path() + ":" +
+                              SFT_TESTS_DIR + "/../bench/baseline' python3 '" +
+                              (folder / "pairs.py") + "' > '" + (folder / "said") + "'";
+  EXPECT(std::system(command.c_str()) == 0);
+  EXPECT(read_text(folder / "said") == "[None, None, 'fast16']\n");
+}
+
+TEST_CASE("sft-bench numerics: JSON, and what cannot be compared") {
+  if (absent()) return;
+  const std::string speech = find_corpus("digits");
+  const std::string flac = speech.substr(0, speech.rfind('/')) + "/george/c_george_test_002.flac";
+  const auto json = report_of({"numerics", "hubert-tiny", flac, "--states", "0,4", "--exact"});
+  EXPECT(json.at("model") == "hubert-tiny");
+  EXPECT(json.at("states") == nlohmann::json::array({0, 4}));
+  REQUIRE(json.at("errors").at("exact").size() == 2);
+  EXPECT(json.at("errors").at("exact")[1].get<double>() < 5e-5);
+
+  const test::TemporaryFolder folder;
+  std::string wav(
+      "RIFF\x7c\x02\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x80\x3e\0\0\0\x7d\0\0\2\0\x10\0data"
+      "\x58\2\0\0",
+      44);
+  write_text(folder / "short.wav", wav + std::string(600, '\1'));
+  const Outcome brief =
+      run_program("sft-bench", {"numerics", "hubert-tiny", folder / "short.wav", "--exact"});
+  EXPECT(brief.code == 3);
+  EXPECT_MESSAGE(brief.err.find("short.wav: 300 samples at 16 kHz (expected at least 400)") !=
+                     std::string::npos,
+                 brief.err);
+
+  const std::string isa(cpu::isa());
+  setenv("SFT_ISA", "avx2", 1);
+  const Outcome none = run_program("sft-bench", {"numerics", "hubert-tiny", flac});
+  setenv("SFT_ISA", isa.c_str(), 1);
+  EXPECT(none.code == 4);
+  EXPECT(none.out.empty());
+  EXPECT_MESSAGE(none.err.find("need AVX-512 with VNNI and BF16") != std::string::npos, none.err);
+}
+
+TEST_CASE("sft-bench: a folder of merge that is there already") {
+  if (absent()) return;
+  const test::TemporaryFolder folder;
+  const std::string made = folder / fmt::format("sft-bench-merge.{}", getpid());
+  std::filesystem::create_directory(made);
+  const Error e =
+      test::error_of([&] { bench_merge(preset("hubert-tiny"), folder.path(), "x", 1, 0); });
+  EXPECT(e.kind == Kind::resource);
+  EXPECT(e.message == made + ": cannot be made (it is there already)");
+}
+
 TEST_CASE("sft-bench: decoding, merging, and states in 16 bits") {
   if (absent()) return;
   const test::TemporaryFolder folder;
@@ -448,5 +554,18 @@ TEST_CASE("sft-bench: exit codes and messages") {
   refused({"model", "hubert-tiny", "--mix", "official:ted3", "--batch", "4"},
           "--batch 4: expected 16, a group of the recipe");
   refused({"model", "hubert-tiny", "--batch", "2", "--batch-as", "9"}, "are asked for already");
+  for (std::vector<std::string> option : {std::vector<std::string>{"--mix", "fixed:1"},
+                                          {"--batch", "3"},
+                                          {"--batch-as", "9"},
+                                          {"--head", "linear"},
+                                          {"--bytes"},
+                                          {"--launches"},
+                                          {"--device", "cuda"},
+                                          {"--math", "fast16"}}) {
+    const std::string what = option[0] + ": --task merge has no such option";
+    option.insert(option.begin(), {"model", "hubert-tiny", "--task", "merge"});
+    refused(option, what);
+  }
+  refused({"model", "hubert-tiny", "--folder", "."}, "--folder: is of --task merge");
   refused({"compare", "a", "b", "--fail-over", "few"}, "expected a percentage");
 }
