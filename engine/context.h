@@ -21,7 +21,7 @@ struct Context {
   // memory is made. Every op returns as soon as it has allocated.
   bool dry = false;
   Profile* profile = nullptr;    // not null: ops record their time, bytes and FLOPs
-  cuda::Runtime* gpu = nullptr;  // of Device::cuda; null in its dry steps
+  cuda::Runtime* gpu = nullptr;  // of Device::cuda; does nothing in dry steps
   Math math = Math::exact;
 
   // What the first op of a step makes its activations of; every later op follows its input. Norms,

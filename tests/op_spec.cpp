@@ -208,13 +208,13 @@ Result run_op(const OpSpec& spec, const Case& c, Where where, std::span<const Ar
   return result;
 }
 
-// The memory that the same run takes in a dry step, which has no device.
+// The memory that the same run takes in a dry step.
 std::pair<int64_t, int64_t> dry_peaks(const OpSpec& spec, const Case& c, Where where,
                                       std::span<const Array> inputs, std::span<const Array> dy) {
   OpRun run(/*poison=*/false, kSpecSeed, kSpecUpdate, where);
   Tape tape(run.ctx);
   std::vector<Var> vars = run.place(tape, inputs);
-  run.ctx.dry = true, run.ctx.gpu = nullptr;
+  run.ctx.dry = true;
   const std::vector<Var> outs = spec.run(tape, vars, c);
   for (size_t i = 0; i < dy.size(); ++i) {
     if (spec.loss)

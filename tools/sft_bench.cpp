@@ -15,6 +15,7 @@
 #include "engine/cpu/narrow.h"
 #include "engine/device.h"
 #include "engine/io/file.h"
+#include "engine/ops/lstm_library.h"
 #include "models/checkpoint.h"
 #include "models/extract.h"
 #include "tools/device_options.h"
@@ -121,6 +122,11 @@ void check_numbers(const Cli& cli, const OpsOptions& options, Report& report) {
   }
 }
 
+void say_lstms(Cli& cli, const On& on) {
+  if (!on.gpu) return;
+  for (const std::string& line : cuda::lstm_lines(*on.gpu)) cli.say("{}", line);
+}
+
 void ops(Cli& cli) {
   OpsOptions options;
   cli.option("--op", options.op, "only ops whose name begins so");
@@ -150,6 +156,7 @@ void ops(Cli& cli) {
     progress.update(static_cast<double>(done), static_cast<double>(total));
   });
   progress.finish();
+  say_lstms(cli, on);
   probe.settle();
   std::erase_if(report.kernels, [&](const KernelRow& row) { return invalid(report, row); });
   output.write(cli, report);
@@ -224,6 +231,7 @@ void model(Cli& cli) {
     progress.update(static_cast<double>(step), static_cast<double>(steps));
   });
   progress.finish();
+  say_lstms(cli, on);
   probe.settle();
   if (!on.gpu) report.numerics = check_model(config, workload.math, workload.seed);
   report.kernels = std::move(done.kernels);

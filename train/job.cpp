@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include "engine/cuda/gemm_choices.h"
 #include "engine/cuda/runtime.h"
 #include "engine/memory.h"
+#include "engine/ops/lstm_library.h"
 #include "models/encoder.h"
 #include "train/record.h"
 
@@ -124,10 +126,17 @@ TrainerReport train(const TrainJob& job, const std::string& base_id, const Confi
   say_ranges(job, store);
   const int64_t available = store.gpu() ? store.bytes() + store.gpu()->free_bytes() / 10 * 9
                                         : available_memory() / 10 * 6;
+  // Before anything is planned: it depends on who computes what.
+  if (store.gpu() && job.resume)
+    if (const auto remark = cuda::load_gemm_choices(*store.gpu(), job.run + "/gemm.txt");
+        !remark.empty())
+      job.say(remark);
   say_memory(job, trainer.plan_memory(available));
   if (const int64_t bytes = objective.on_disk().bytes)
     job.say(
         fmt::format("disk: {:.0f} MiB of frames in {} while the run lasts", mib(bytes), job.run));
+  if (store.gpu())
+    for (const std::string& line : cuda::lstm_lines(*store.gpu())) job.say(line);
   if (job.dry_run) {
     job.say("dry run: nothing is written");
     return {};

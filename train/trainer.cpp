@@ -304,10 +304,6 @@ bool Trainer::resume(const std::function<void(const std::string&)>& say) {
     run_.go_on_from(0);
     return false;
   }
-  if (store_.gpu())
-    if (const auto remark = cuda::load_gemm_choices(*store_.gpu(), run_.file("gemm.txt"));
-        !remark.empty())
-      say(remark);
   const ModelFile model = open_model(checkpoint->folder + "/model.gguf");
   for (const ParamStore::Named& named : store_.named()) {
     const Tensor saved = model.tensors.find(named.name);

@@ -37,6 +37,9 @@ void mix(Mix& m, const Gemm& g) {
 void mix(Mix& m, const Fill& f) { m(f.to, f.byte, f.bytes); }
 void mix(Mix& m, const Copy& c) { m(c.to, c.from, c.bytes); }
 void mix(Mix& m, const Upload& u) { m(u.to, u.bytes); }
+void mix(Mix& m, const LstmPass& p) {
+  m(p.plan.get(), p.weights, p.x, p.y, p.work, p.saved, p.dy, p.dx, p.dweights);
+}
 
 }  // namespace
 

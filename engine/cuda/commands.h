@@ -1,5 +1,5 @@
-// What a device is told to do, kept to be done later: the kernels, products, fills and copies of a
-// step, in order, each with all that it needs.
+// What a device is told to do, kept to be done later: the kernels, products, LSTM layers, fills and
+// copies of a step, in order, each with all that it needs.
 //
 // The structure of a list is everything but the values of kernels' parameters and where uploads
 // come from. Lists of one structure do the same work on the same memory: a graph made of one serves
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "engine/cuda/kernel_call.h"
+#include "engine/cuda/lstm_pass.h"
 #include "engine/cuda/runtime.h"
 
 namespace sft::cuda {
@@ -49,7 +50,7 @@ struct Upload {
   bool operator==(const Upload& other) const { return to == other.to && bytes == other.bytes; }
 };
 
-using Command = std::variant<Kernel, Gemm, Fill, Copy, Upload>;
+using Command = std::variant<Kernel, Gemm, Fill, Copy, Upload, LstmPass>;
 
 class Commands {
  public:

@@ -1,4 +1,4 @@
-// Driver: what a Runtime needs of a device. Two twins: native.cpp (cudart, cuBLASLt) and
+// Driver: what a Runtime needs of a device. Two twins: native.cpp (cudart, cuBLASLt, cuDNN) and
 // emulator/runtime.cpp (host memory), which the tests link. Everything but send() happens in the
 // order of one stream.
 //
@@ -42,13 +42,19 @@ class Driver {
   virtual void run(const Fill& fill) = 0;
   virtual void run(const Copy& copy) = 0;
   virtual void run(const Upload& upload) = 0;
+  virtual void run(const LstmPass& pass) = 0;
   virtual void download(void* to, const void* from, int64_t bytes) = 0;  // `to` pinned, or wait
   // From pinned memory on a second stream, while commands go on: nothing that may still run reads
   // what lies there.
   virtual void send(void* to, const void* from, int64_t bytes) = 0;
   virtual void receive() = 0;  // commands from here on come after all that was sent
 
-  virtual GemmChoices gemm_choices() const = 0;  // as a Runtime's
+  // As a Runtime's.
+  virtual std::string lstm_library() = 0;
+  virtual std::shared_ptr<const LstmPlan> lstm_plan(const LstmShape& shape,
+                                                    std::span<const int32_t> starts) = 0;
+
+  virtual GemmChoices gemm_choices() const = 0;  // as a Runtime's, but for LSTM layers
   virtual int64_t use_gemm_choices(const GemmChoices& recorded) = 0;
 
   static constexpr int kEvents = 32;

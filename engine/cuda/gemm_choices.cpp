@@ -104,6 +104,14 @@ GemmKey read_key(Reader& line) {
   return key;
 }
 
+LstmShape read_shape(Reader& line) {
+  LstmShape shape{.type = read_dtype(line)};
+  for (int64_t* n : {&shape.inputs, &shape.units, &shape.directions}) *n = line.number<int64_t>();
+  if (!shape.inputs || !shape.units || shape.directions < 1 || shape.directions > 2)
+    line.reject("a layer");
+  return shape;
+}
+
 }  // namespace
 
 GemmKey::GemmKey(const Gemm& g)
@@ -141,6 +149,9 @@ std::string to_text(const GemmChoices& choices) {
     for_numbers(key, [&](auto number) { products += fmt::format(" {}", number); });
     products += fmt::format(" {}\n", known->second);
   }
+  for (const auto& [shape, by] : choices.lstms)
+    products += fmt::format("lstm {} {} {} {} {}\n", name(shape.type), shape.inputs, shape.units,
+                            shape.directions, by);
   return fmt::format("{}\nby {}\n{}{}end {}\n", kFirstLine, choices.by, algorithms, products,
                      choices.algorithms.size());
 }
@@ -164,6 +175,12 @@ GemmChoices parse_gemm_choices(std::string_view text, const std::string& path) {
     if (algorithm >= algorithms.size()) in.reject("the number of an algorithm");
     if (!choices.algorithms.emplace(key, algorithms[algorithm]).second)
       in.reject("a product that was not there before");
+  }
+  while (in.next("lstm")) {
+    const LstmShape shape = read_shape(in);
+    if (in.rest().empty()) in.reject("who computes it");
+    if (!choices.lstms.emplace(shape, in.rest()).second)
+      in.reject("a layer that was not there before");
   }
   if (!in.next("end")) in.reject("end");
   if (in.number<size_t>() != choices.algorithms.size()) in.reject("as many products");

@@ -1,5 +1,6 @@
-// How a device has computed its products: the algorithm that the library chose for each kind of
-// product, kept with a run (gemm.txt), so that a run that is resumed rounds as it began. The
+// How a device has computed its products and LSTM layers: the algorithm that the library chose for
+// each kind of product, and who computed the layers, kept with a run (gemm.txt), so that a run that
+// is resumed rounds as it began. The
 // library may choose otherwise another time; an algorithm it once gave it repeats bit by bit.
 //
 //   sft gemm 1
@@ -7,6 +8,7 @@
 //   algorithm <16 digits> ... (8 words, opaque)
 //   product <transpose_a transpose_b bias in out M N K lda ldb ldc ldfrom, alignments of A B C from
 //            bias, number of an algorithm>
+//   lstm <type inputs units directions> <a library and its version, or: our own kernels>
 //   end <number of products>
 #pragma once
 
@@ -16,6 +18,7 @@
 #include <string>
 #include <string_view>
 
+#include "engine/cuda/lstm_pass.h"
 #include "engine/tensor.h"
 
 namespace sft::cuda {
@@ -42,6 +45,7 @@ using GemmAlgorithm = std::array<uint64_t, 8>;  // what only the library underst
 struct GemmChoices {
   std::string by;  // library, version and device; their algorithms mean nothing to others
   std::map<GemmKey, GemmAlgorithm> algorithms;
+  std::map<LstmShape, std::string> lstms = {};
 };
 
 std::string to_text(const GemmChoices& choices);

@@ -1,4 +1,4 @@
-// The native Driver: cudart (linked statically), and cuBLASLt for products.
+// The native Driver: cudart (linked statically), cuBLASLt for products, cuDNN for LSTM layers.
 #include <cuda_runtime.h>
 #include <cxxabi.h>
 
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/cuda/cublaslt.h"
+#include "engine/cuda/cudnn_lstm.h"
 #include "engine/cuda/driver.h"
 #include "engine/cuda/gemm.h"
 #include "engine/device.h"
@@ -101,6 +102,9 @@ class Native final : public Driver {
  public:
   Native() {
     check_usable(look_around());
+    // Before there are threads. cuDNN asks cuBLAS, which with buffers of two sizes, as it has them
+    // by itself, takes one or the other as they are free, and rounds otherwise.
+    setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:2", /*overwrite=*/0);
     CUDA_CHECK(cudaSetDevice(0));
     CUDA_CHECK(cudaGetDeviceProperties(&properties_, 0));
     for (cudaStream_t* stream : {&stream_, &aside_})
@@ -208,6 +212,12 @@ class Native final : public Driver {
     if (g.K == 0) return sum_of_nothing(g);
     blas().gemm(g, stream_);
   }
+  void run(const LstmPass& pass) override { lstms().run(pass); }
+  std::string lstm_library() override { return lstms().name(); }
+  std::shared_ptr<const LstmPlan> lstm_plan(const LstmShape& shape,
+                                            std::span<const int32_t> starts) override {
+    return lstms().plan(shape, starts);
+  }
   int64_t moment() override {
     if (used_moments_ == moments_.size()) CUDA_CHECK(cudaEventCreate(&moments_.emplace_back()));
     CUDA_CHECK(cudaEventRecord(moments_[used_moments_], stream_));
@@ -236,6 +246,10 @@ class Native final : public Driver {
   CublasLt& blas() const {
     if (!blas_) blas_.emplace(name(), workspace_, kWorkspace);
     return *blas_;
+  }
+  CudnnLstms& lstms() {
+    if (!lstms_) lstms_.emplace(stream_);
+    return *lstms_;
   }
   // The stream is a chain: its newest node is what the next one would wait for. (Without `edges`
   // the query fails behind kernels that the library lets overlap.)
@@ -266,6 +280,7 @@ class Native final : public Driver {
   std::unordered_map<const void*, uint32_t> allowed_;  // bytes of shared memory, of each kernel
   const bool synchronous_ = synchronous();
   mutable std::optional<CublasLt> blas_;  // opened for the first product
+  std::optional<CudnnLstms> lstms_;       // ... for the first LSTM layer
 };
 
 }  // namespace

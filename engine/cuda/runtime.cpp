@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <deque>
+#include <set>
 
+#include "engine/cuda/gemm_choices.h"
 #include "engine/cuda/launch_log.h"
 #include "engine/cuda/step_graphs.h"
 #include "engine/cuda/step_lists.h"
@@ -13,6 +15,22 @@ namespace {
 
 constexpr int64_t kLateSlots = 64;  // of a step
 constexpr int64_t kChunk = 16 << 20;
+constexpr size_t kLstmPlans = 1 << 12;  // kept; a training set has about as many groups
+
+// By shape and lengths, which are looked up where they lie.
+struct PlanOrder {
+  using is_transparent = void;
+  using Key = std::pair<LstmShape, std::span<const int32_t>>;
+  static Key key(const std::shared_ptr<const LstmPlan>& plan) {
+    return {plan->shape, plan->starts};
+  }
+  static Key key(const Key& key) { return key; }
+  bool operator()(const auto& a, const auto& b) const {
+    const Key x = key(a), y = key(b);
+    if (x.first != y.first) return x.first < y.first;
+    return std::ranges::lexicographical_compare(x.second, y.second);
+  }
+};
 
 // Where uploads of a step wait: pinned memory, and as much of the device's, to which they are sent
 // while the step before computes.
@@ -110,6 +128,8 @@ struct Runtime::Steps {
   std::array<Staging, 2> staging;
   DriverMemory late_values, late_arrivals;
   int64_t late = 0;  // values of the open step
+  std::set<std::shared_ptr<const LstmPlan>, PlanOrder> lstm_plans;
+  LstmChoices lstm_choices;
   DriverMemory eager_staging;
   int64_t eager_staged = 0;  // bytes in use, since the stream was last waited for
 };
@@ -151,9 +171,32 @@ std::string Runtime::kernel_name(const void* function) const {
   return driver_->kernel_name(function);
 }
 
-GemmChoices Runtime::gemm_choices() const { return driver_->gemm_choices(); }
+GemmChoices Runtime::gemm_choices() const {
+  GemmChoices choices = driver_->gemm_choices();
+  const LstmChoices& lstm = steps_->lstm_choices;
+  choices.lstms = lstm.recorded;
+  for (const auto& [shape, choice] : lstm.made)
+    choices.lstms[shape] = choice.library ? driver_->lstm_library() : kOwnKernels;
+  return choices;
+}
 int64_t Runtime::use_gemm_choices(const GemmChoices& recorded) {
+  for (const auto& [shape, by] : recorded.lstms) {
+    steps_->lstm_choices.made.erase(shape);
+    steps_->lstm_choices.recorded[shape] = by;
+  }
   return driver_->use_gemm_choices(recorded);
+}
+LstmChoices& Runtime::lstm_choices() { return steps_->lstm_choices; }
+
+std::string Runtime::lstm_library() { return driver_->lstm_library(); }
+
+std::shared_ptr<const LstmPlan> Runtime::lstm_plan(const LstmShape& shape,
+                                                   std::span<const int32_t> starts) {
+  auto& plans = steps_->lstm_plans;
+  if (const auto found = plans.find(PlanOrder::Key{shape, starts}); found != plans.end())
+    return *found;
+  if (plans.size() >= kLstmPlans) plans.clear();  // graphs keep theirs
+  return *plans.insert(driver_->lstm_plan(shape, starts)).first;
 }
 
 // ---- commands
@@ -171,6 +214,11 @@ void Runtime::gemm(const Gemm& g) {
   if (g.M == 0 || g.N == 0) return;
   const LoggedLaunch logged(nullptr, "product", 0);
   steps_->give(g);
+}
+
+void Runtime::lstm(const LstmPass& pass) {
+  const LoggedLaunch logged(nullptr, pass.dy ? "lstm.backward" : "lstm", 0);
+  steps_->give(pass);
 }
 
 void Runtime::fill(void* to, uint8_t byte, int64_t bytes) {
@@ -282,6 +330,21 @@ void Runtime::flush() {
   s.graphs.run_each(s.commands);
   s.commands.clear();
   driver_->wait();
+}
+
+bool Runtime::in_step() const { return steps_->open; }
+
+void Runtime::as_graph(const std::function<void()>& work) {
+  Steps& s = *steps_;
+  const StepScope dropped(this);  // once it has been done by hand
+  work();
+  if (!s.open) return;  // done by now: SFT_SYNC
+  s.send();
+  const std::unique_ptr<Graph> graph = driver_->capture(s.commands);
+  graph->launch();
+  driver_->wait();
+  s.lists.end_step();
+  s.mark(s.newest);
 }
 
 const StepCounts& Runtime::step_counts() const { return steps_->graphs.counts(); }

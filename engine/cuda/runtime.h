@@ -9,7 +9,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <type_traits>
 
@@ -71,6 +73,10 @@ class Late {
 };
 
 struct GemmChoices;  // gemm_choices.h
+struct LstmChoices;  // lstm_pass.h
+struct LstmPass;
+struct LstmPlan;
+struct LstmShape;
 
 // What became of the steps so far.
 struct StepCounts {
@@ -109,6 +115,7 @@ class Runtime {
 
   void launch(const KernelCall& call);
   void gemm(const Gemm& product);
+  void lstm(const LstmPass& pass);
   void fill(void* to, uint8_t byte, int64_t bytes);
   void copy(void* to, const void* from, int64_t bytes);    // on the device, disjoint
   void upload(void* to, const void* from, int64_t bytes);  // `from` is free at return
@@ -128,6 +135,9 @@ class Runtime {
   // Inside a step: runs what is queued and waits for it, so that it can be downloaded. Costs the
   // step its graph.
   void flush();
+  bool in_step() const;
+  // Outside of steps: does what `work` asks for as one captured graph, and waits for it.
+  void as_graph(const std::function<void()>& work);
   const StepCounts& step_counts() const;
 
   // Outside of steps: marks the moment when all that was asked for before is done, and seconds from
@@ -137,10 +147,17 @@ class Runtime {
   void forget_moments();
   std::string kernel_name(const void* function) const;  // empty where it is not known
 
-  // How every product so far was computed, and those below were to be.
+  // The library that computes LSTM layers, and its plan for utterances that begin there. There is
+  // no library, or it refuses: Kind::resource.
+  std::string lstm_library();
+  std::shared_ptr<const LstmPlan> lstm_plan(const LstmShape& shape,
+                                            std::span<const int32_t> starts);
+  LstmChoices& lstm_choices();  // for engine/ops/lstm_library.h
+
+  // How every product and LSTM layer so far was computed, and those below were to be.
   GemmChoices gemm_choices() const;
-  // Products of these kinds are computed so from now on. How many are not, because their library or
-  // device is another or refuses the algorithm: they are chosen anew.
+  // Products and layers of these kinds are computed so from now on. How many products are not,
+  // because their library or device is another or refuses the algorithm: they are chosen anew.
   int64_t use_gemm_choices(const GemmChoices& recorded);
 
  private:

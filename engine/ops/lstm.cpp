@@ -206,6 +206,7 @@ HWY_AFTER_NAMESPACE();
 
 #include "engine/cpu/gemm.h"
 #include "engine/cpu/parallel.h"
+#include "engine/ops/lstm_library.h"
 
 namespace sft {
 namespace {
@@ -300,8 +301,15 @@ LstmOut lstm_forward(Context& ctx, Tensor x, std::span<const LstmWeights> direct
   check(x, directions, segments);
   const int64_t T = x.shape[0], H = directions[0].w_hh.width();
   const size_t D = directions.size();
-  LstmOut out{
-      .y = ctx.activation({T, static_cast<int64_t>(D) * H}, x.dtype), .gates = {}, .cells = {}};
+  const bool library = cuda::lstm_by_library(ctx, x, directions, segments);
+  LstmOut out{.y = ctx.activation({T, static_cast<int64_t>(D) * H}, x.dtype),
+              .gates = {},
+              .cells = {},
+              .saved = {}};
+  if (library) {
+    ProfileScope profile(ctx.profile, "lstm", flops(x, H, D), 4.0 * T * (x.width() + D * 6 * H));
+    return cuda::library_lstm_forward(ctx, x, directions, segments, out), out;
+  }
   for (size_t d = 0; d < D; ++d)
     out.gates[d] = ctx.activation({T, 4 * H}), out.cells[d] = ctx.activation({T, H});
   ProfileScope profile(ctx.profile, "lstm", flops(x, H, D), 4.0 * T * (x.width() + D * 6 * H));
@@ -349,6 +357,8 @@ void lstm_backward(Context& ctx, Tensor dy, Tensor x, std::span<const LstmWeight
   const size_t D = directions.size();
   if (ctx.device == Device::cuda) {
     ProfileScope profile(ctx.profile, "lstm.backward", 2 * flops(x, H, D), 4.0 * T * D * 20 * H);
+    if (out.saved)
+      return cuda::library_lstm_backward(ctx, dy, x, directions, segments, out, dx, grads);
     return cuda::lstm_backward(ctx, dy, x, directions, segments, out, dx, grads);
   }
   ScratchScope scratch(ctx.scratch);

@@ -5,7 +5,8 @@
 //
 // The backward direction starts at the last frame of each utterance. Products with the input are
 // GEMMs over all frames; the recurrence is a scan over time steps, each over all utterances that
-// are still running (sorted by length, so they are the first ones).
+// are still running (sorted by length, so they are the first ones). On a device a library computes
+// the layer where it agrees with our own kernels (lstm_library.h).
 #pragma once
 
 #include <array>
@@ -29,6 +30,7 @@ struct LstmOut {
   Tensor y;                     // [T, H], or [T, 2H]: forward beside backward
   std::array<Tensor, 2> gates;  // [T, 4H] f32 of each direction, after their activations; saved
   std::array<Tensor, 2> cells;  // [T, H] f32 of each direction; saved
+  Tensor saved;                 // in place of both, if a library computes: what it saves, opaque
 };
 
 // x [T, K]; weights f32; directions: one (forward) or two (forward, backward), of the same shapes.

@@ -1,8 +1,10 @@
 // What a run remembers of how its products were computed.
 #include "engine/cuda/gemm_choices.h"
 
+#include <cstdlib>
 #include <filesystem>
 
+#include "engine/cuda/emulator/lstm_faults.h"
 #include "engine/cuda/runtime.h"
 #include "tests/op_spec.h"
 #include "tests/train/tiny_speech.h"
@@ -20,6 +22,8 @@ GemmChoices some_choices() {
     key.M = 10 + i, key.N = 7, key.K = int64_t{1} << 40, key.ldc = 9, key.align_c = 4;
     choices.algorithms[key] = {0xfedcba9876543210, 0, static_cast<uint64_t>(i % 2)};
   }
+  choices.lstms[{Dtype::bf16, 512, 256, 2}] = kOwnKernels;
+  choices.lstms[{Dtype::f32, 9, 8, 1}] = "a library 3.4";
   return choices;
 }
 
@@ -55,6 +59,7 @@ TEST_CASE("gemm choices: written and read") {
   const GemmChoices read = parse_gemm_choices(text, "gemm.txt");
   EXPECT(read.by == choices.by);
   EXPECT(read.algorithms == choices.algorithms);
+  EXPECT(read.lstms == choices.lstms);
   EXPECT(to_text(read) == text);
   EXPECT(parse_gemm_choices(to_text({}), "gemm.txt").algorithms.empty());
 }
@@ -95,6 +100,10 @@ TEST_CASE("gemm choices: a file that is none") {
   rejected(replaced(text, " 4 16 16 0", " 4 16 16"));
   rejected(replaced(text, "fedcba9876543210", "fedcba987654321x"));
   rejected(replaced(text, "fedcba9876543210", "1fedcba9876543210"));
+  rejected(replaced(text, "lstm bf16 512", "lstm bf16 0"));
+  rejected(replaced(text, "256 2 our", "256 3 our"));
+  rejected(replaced(text, "1 a library 3.4", "1 "));
+  rejected(replaced(text, "f32 9 8 1", "bf16 512 256 2"));  // there twice
   rejected(replaced(text, "end 3", "end 2"));
 }
 
@@ -143,6 +152,40 @@ TEST_CASE("gemm choices: a run on a device goes on with those it began with") {
     const Error e = test::error_of([&] { resume_from(job, 2); });
     EXPECT(e.kind == Kind::input);
     EXPECT(e.message.starts_with(path));
+  }
+}
+
+TEST_CASE("gemm choices: LSTM layers of a run that goes on are computed by whom they were") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  if (!emulator::lstm_library_has) return test::skip("needs the emulator");
+  const test::TinySpeech speech(4, 300);
+  const auto job = [&](const char* run) {
+    return speech.job(run, {"run.device=cuda", "train.steps=4", "eval.every=2", "ckpt.keep=4",
+                            "head.kind=blstm", "head.layers=1", "model.dropout=0"});
+  };
+  const auto whole = [](const TrainJob& job) {
+    finetune(job);
+    return read_text(job.run + "/ckpt/step-00000004/model.gguf", 1 << 24);
+  };
+  const auto again = [](const TrainJob& job) {
+    return read_text(job.run + "/ckpt/step-00000004/model.gguf", 1 << 24);
+  };
+  SUBCASE("our own kernels, though there is a library now") {
+    setenv("SFT_CUDNN", "off", 1);
+    const std::string began = whole(job("own"));
+    unsetenv("SFT_CUDNN");
+    EXPECT(any_contains(resume_from(job("own"), 2), "our own kernels (as when the run began)"));
+    EXPECT(again(job("own")) == began);
+    EXPECT(whole(job("library")) != began);
+  }
+  SUBCASE("the library, and it is said when that is gone") {
+    const std::string began = whole(job("library"));
+    EXPECT(any_contains(resume_from(job("library"), 2), "twin (agrees with our own kernels)"));
+    EXPECT(again(job("library")) == began);
+    emulator::lstm_library_has(emulator::LstmFault::absent);
+    const auto said = resume_from(job("library"), 2);
+    emulator::lstm_library_has(emulator::LstmFault::none);
+    EXPECT(any_contains(said, "(no library: no such library here; the run began with the emul"));
   }
 }
 

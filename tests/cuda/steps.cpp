@@ -36,6 +36,7 @@ class Watched final : public Driver {
   void run(const Fill& c) override { ++watch_.commands, inner_->run(c); }
   void run(const Copy& c) override { ++watch_.commands, inner_->run(c); }
   void run(const Upload& c) override { ++watch_.uploads, inner_->run(c); }
+  void run(const LstmPass& c) override { ++watch_.commands, inner_->run(c); }
   void download(void* to, const void* from, int64_t bytes) override {
     inner_->download(to, from, bytes);
   }
@@ -47,6 +48,11 @@ class Watched final : public Driver {
   double seconds(int64_t from, int64_t to) override { return inner_->seconds(from, to); }
   void forget_moments() override { inner_->forget_moments(); }
   std::string kernel_name(const void* f) const override { return inner_->kernel_name(f); }
+  std::string lstm_library() override { return inner_->lstm_library(); }
+  std::shared_ptr<const LstmPlan> lstm_plan(const LstmShape& shape,
+                                            std::span<const int32_t> starts) override {
+    return inner_->lstm_plan(shape, starts);
+  }
   GemmChoices gemm_choices() const override { return inner_->gemm_choices(); }
   int64_t use_gemm_choices(const GemmChoices& choices) override {
     return inner_->use_gemm_choices(choices);

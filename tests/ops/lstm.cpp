@@ -117,6 +117,31 @@ TEST_CASE("lstm: more units than a tile of the device, as on the CPU") {
   }
 }
 
+TEST_CASE("lstm: NaN of one utterance stays in it") {
+  const Case c{.frames = {4, 2, 7}, .dims = {8, 12, 2}};
+  for (const Where where : everywhere()) {
+    Fill fill(23);
+    std::vector<Array> in = inputs(c, fill), spoilt = in;
+    std::fill_n(spoilt[0].data.begin() + 4 * 8, 2 * 8, NAN);
+    const auto result = [&](const std::vector<Array>& inputs) {
+      OpRun run_on(/*poison=*/true, 0, 0, where);
+      Tape tape(run_on.ctx);
+      const std::vector<Var> placed = run_on.place(tape, inputs);
+      const Var y = run(tape, placed, c)[0];
+      tape.seed(y, y);
+      tape.backward();
+      return std::array{OpRun::read(y), OpRun::read(tape.gradient(placed[0]))};
+    };
+    const auto expected = result(in), got = result(spoilt);
+    for (size_t i = 0; i < 2; ++i)
+      for (int64_t t = 0; t < 13; ++t)
+        for (int64_t j = 0; j < expected[i].shape.back(); ++j) {
+          const bool inside = t >= 4 && t < 6;
+          EXPECT((inside ? std::isnan(got[i].at(t, j)) : got[i].at(t, j) == expected[i].at(t, j)));
+        }
+  }
+}
+
 TEST_CASE("lstm: as many matrix products for nine utterances as for one") {
   const auto products = [](const std::vector<int32_t>& frames) {
     const Case c{.frames = frames, .dims = {5, 7, 2}};

@@ -10,6 +10,7 @@
 #include "engine/cuda/driver.h"
 #include "engine/cuda/emulator/emulator.h"
 #include "engine/cuda/emulator/lost_device.h"
+#include "engine/cuda/emulator/lstm_twin.h"
 #include "engine/cuda/gemm_choices.h"
 #include "engine/formats/numbers.h"
 
@@ -140,6 +141,12 @@ class Emulated final : public Driver {
     auto* to = static_cast<std::byte*>(g.C);
     for (int64_t m = 0; m < g.M; ++m)
       from_f32(c.data() + m * g.N, g.out, to + bytes_of(g.out, m * g.ldc), g.N);
+  }
+  void run(const LstmPass& pass) override { alive("lstm"), emulator::run_lstm_twin(pass); }
+  std::string lstm_library() override { return emulator::lstm_twin_name(); }
+  std::shared_ptr<const LstmPlan> lstm_plan(const LstmShape& shape,
+                                            std::span<const int32_t> starts) override {
+    return emulator::lstm_twin_plan(shape, starts);
   }
   GemmChoices gemm_choices() const override { return {"the emulator's library", algorithms_}; }
   int64_t use_gemm_choices(const GemmChoices& recorded) override {
