@@ -12,6 +12,7 @@
 
 #include <hwy/highway.h>
 
+#include "engine/cpu/gelu_table.h"
 #include "engine/cpu/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -112,12 +113,60 @@ HWY_INLINE Vec gelu_slope_of(Vec x, const Gaussian& g) {
   return hn::IfThenElse(hn::Lt(x, zero()), d, hn::Sub(set(1), d));
 }
 
+// What gelu_of and gelu_slope_of share; Gaussian without a table.
+#if HWY_TARGET == HWY_AVX3
+
+// t = min(|x|, GeluTable::kEnd) = (piece + d) / kInverse: half the instructions of Gaussian.
+struct GeluPiece {
+  Vec t, d;
+  __m512i piece;
+};
+
+HWY_INLINE GeluPiece gelu_parts(Vec x) {
+  using Table = cpu::GeluTable;
+  const Vec t = hn::Min(set(Table::kEnd), hn::Abs(x));  // NaN stays NaN
+  const Vec shift = set(0x1.8p23f), inverse = set(Table::kInverse);
+  const Vec whole = hn::MulAdd(t, inverse, shift);  // its last bits: the nearest piece
+  return {t, hn::MulSub(t, inverse, hn::Sub(whole, shift)), _mm512_castps_si512(whole.raw)};
+}
+
+template <int kTerms>
+HWY_INLINE Vec in_pieces(const float (&table)[kTerms][cpu::GeluTable::kPieces],
+                         const GeluPiece& g) {
+  const auto look_up = [&](const float* c) {
+    return Vec{_mm512_permutex2var_ps(_mm512_load_ps(c), g.piece, _mm512_load_ps(c + 16))};
+  };
+  Vec y = look_up(table[kTerms - 1]);
+#pragma GCC unroll 8
+  for (int i = kTerms - 1; i-- > 0;) y = hn::MulAdd(y, g.d, look_up(table[i]));
+  return y;
+}
+
+HWY_INLINE Vec gelu_of(Vec x, const GeluPiece& g) {
+  const Vec y = hn::NegMulAdd(g.t, in_pieces(cpu::gelu_table.tail, g), hn::Max(zero(), x));
+  const auto far = hn::Lt(x, set(-cpu::GeluTable::kEnd));
+  if (hn::AllFalse(Lanes(), far)) [[likely]]
+    return y;
+  return hn::IfThenElse(far, gelu_of(x, gaussian(x)), y);
+}
+
+HWY_INLINE Vec gelu_slope_of(Vec x, const GeluPiece& g) {
+  const Vec sign = hn::And(x, hn::SignBit(Lanes()));
+  return hn::Add(set(0.5f), hn::Xor(in_pieces(cpu::gelu_table.slope, g), sign));
+}
+
+#else
+HWY_INLINE Gaussian gelu_parts(Vec x) { return gaussian(x); }
+#endif
+
 // x Phi(x), the erf form (Hendrycks & Gimpel 2016, arXiv:1606.08415); error below
-// 1.5e-7 max(1, |x|), and below 1e-6 |gelu(x)| for x in [-12, 0].
-HWY_INLINE Vec gelu(Vec x) { return gelu_of(x, gaussian(x)); }
+// 1.5e-7 max(1, |x|), and below 1e-6 |gelu(x)| for x in [-12, 0]; in pieces 2.5 ulp from -4.5 on.
+// One core of an Intel Emerald Rapids, from the L1 cache: 3.7 G/s in pieces, 1.8 without; the slope
+// 4.7 and 1.7.
+HWY_INLINE Vec gelu(Vec x) { return gelu_of(x, gelu_parts(x)); }
 
 // Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi); error below 3e-7.
-HWY_INLINE Vec gelu_slope(Vec x) { return gelu_slope_of(x, gaussian(x)); }
+HWY_INLINE Vec gelu_slope(Vec x) { return gelu_slope_of(x, gelu_parts(x)); }
 
 // 1 / (1 + e^-x); 3e-7 relative.
 HWY_INLINE Vec sigmoid(Vec x) { return hn::Div(set(1), hn::Add(set(1), exp(hn::Neg(x)))); }

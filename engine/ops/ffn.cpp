@@ -21,7 +21,7 @@ void activate_row_back(const float* pre, const cpu::DropoutRow& factors, int64_t
                        float* dpre, float* sums) {
   for_dropped(factors, F, [&](int64_t i, int64_t n, Vec factor) {
     const Vec x = load(pre + i, n);
-    const Gaussian g = gaussian(x);
+    const auto g = gelu_parts(x);
     store(hn::Mul(gelu_of(x, g), factor), act + i, n);
     const Vec d = hn::Mul(hn::Mul(load(dpre + i, n), factor), gelu_slope_of(x, g));
     store(d, dpre + i, n);
