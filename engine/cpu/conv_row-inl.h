@@ -27,20 +27,24 @@ HWY_INLINE Vec normed(const float* pre, const cpu::ConvRow& row, Moments m, int6
 }
 
 // sums [C] -> y [C]; pre [C] = what the norm over channels gets, may be sums itself. Without a norm
-// pre may be null. Returns the moments of the norm.
+// pre may be null. kOnce: y is not read soon. Returns the moments of the norm.
+template <bool kOnce = false>
 inline Moments finish_row(const float* sums, const cpu::ConvRow& row, int64_t C, float* pre,
                           float* y) {
+  const auto put = [&](Vec v, int64_t i, int64_t n) {
+    kOnce ? stream(v, y + i, n) : store(v, y + i, n);
+  };
   if (!row.norm_weight) {
     for_vectors(C, [&](int64_t i, int64_t n) {
       const Vec v = shifted(sums, row, i, n);
       if (pre) store(v, pre + i, n);
-      store(gelu(v), y + i, n);
+      put(gelu(v), i, n);
     });
     return {};
   }
   for_vectors(C, [&](int64_t i, int64_t n) { store(shifted(sums, row, i, n), pre + i, n); });
   const Moments m = moments(pre, C, row.eps);
-  for_vectors(C, [&](int64_t i, int64_t n) { store(gelu(normed(pre, row, m, i, n)), y + i, n); });
+  for_vectors(C, [&](int64_t i, int64_t n) { put(gelu(normed(pre, row, m, i, n)), i, n); });
   return m;
 }
 

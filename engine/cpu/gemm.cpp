@@ -58,14 +58,6 @@ void pack_panel(const float* w, int64_t stride, int64_t rows, int64_t K, float* 
       panel[k * kTileColumns + r] = r < rows ? w[r * stride + k] : 0;
 }
 
-// Past the caches, where a whole vector lies as they need it.
-HWY_INLINE void stream(Vec v, float* p, int64_t n) {
-  if (n >= lanes() && reinterpret_cast<uintptr_t>(p) % sizeof(Vec) == 0)
-    hn::Stream(v, Lanes(), p);
-  else
-    store(v, p, n);
-}
-
 // y [count, n] of rows from r and columns from c on.
 template <bool kGelu>
 void end_rows(const cpu::Piece& p, const float* sums, int64_t step, int64_t r, int64_t count,

@@ -32,6 +32,15 @@ HWY_INLINE void store(Vec v, float* p, int64_t n) {
     hn::BlendedStore(v, hn::FirstN(d, n), d, p);
 }
 
+// Past the caches, where a whole vector lies as they need it.
+HWY_INLINE void stream(Vec v, float* p, int64_t n) {
+  if (n >= static_cast<int64_t>(hn::Lanes(Lanes())) &&
+      reinterpret_cast<uintptr_t>(p) % sizeof(Vec) == 0)
+    hn::Stream(v, Lanes(), p);
+  else
+    store(v, p, n);
+}
+
 HWY_INLINE Vec set(float value) { return hn::Set(Lanes(), value); }
 HWY_INLINE Vec zero() { return hn::Zero(Lanes()); }
 HWY_INLINE float sum(Vec v) { return hn::GetLane(hn::SumOfLanes(Lanes(), v)); }

@@ -59,6 +59,7 @@ int64_t stem_scratch(const stem::Shapes& s) {
   return kRows * (stem::kMaxTaps + 2 * s.padded + s.stride) + stem::kPartialRows;
 }
 
+// y is read when all of it is written: it goes past the caches.
 void stem_forward(const float* x, int64_t rows, const stem::Shapes& s, const float* panels,
                   const cpu::ConvRow& row, float* scratch, float* y) {
   constexpr int kRows = kConvTileRows<2>;
@@ -68,7 +69,7 @@ void stem_forward(const float* x, int64_t rows, const stem::Shapes& s, const flo
     stem_sums(x + t * s.stride, n, s, panels, window, sums);
     for (int64_t r = 0; r < n; ++r) {
       float* u = sums + r * s.padded;
-      finish_row(u, row, s.C, row.norm_weight ? u : nullptr, y + (t + r) * s.C);
+      finish_row<true>(u, row, s.C, row.norm_weight ? u : nullptr, y + (t + r) * s.C);
     }
   }
 }
@@ -121,24 +122,72 @@ void stem_backward(const float* x, const float* dy, int64_t rows, const stem::Sh
   }
 }
 
-// sums [taps + 1, kMaxTaps]: of products of the samples of each window, then of the samples.
+using DoubleLanes = hn::ScalableTag<double>;
+constexpr int kProductTaps = 5;  // at a time, with two vectors of samples each
+
+// Over `rows` windows: sums [kProductTaps + 1, kMaxTaps] of first[k] * window[l], and of window[l].
+HWY_INLINE void add_products(const double* first, const double* window, int64_t rows,
+                             int64_t stride, double* sums) {
+  constexpr int kRows = kProductTaps + 1, kVectors = 2;
+  const DoubleLanes d;
+  const auto at = [&](int k, int v) {
+    return sums + k * stem::kMaxTaps + v * static_cast<int64_t>(hn::Lanes(d));
+  };
+  hn::Vec<DoubleLanes> total[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int k = 0; k < kRows; ++k)
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) total[k][v] = hn::LoadU(d, at(k, v));
+  for (int64_t t = 0; t < rows; ++t, first += stride, window += stride)
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const auto x = hn::LoadU(d, window + v * static_cast<int64_t>(hn::Lanes(d)));
+#pragma GCC unroll 8
+      for (int k = 0; k < kProductTaps; ++k)
+        total[k][v] = hn::MulAdd(hn::Set(d, first[k]), x, total[k][v]);
+      total[kProductTaps][v] = hn::Add(total[kProductTaps][v], x);
+    }
+#pragma GCC unroll 8
+  for (int k = 0; k < kRows; ++k)
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) hn::StoreU(total[k][v], d, at(k, v));
+}
+
+// sums [taps + 1, kMaxTaps]: of products of the samples of each window, then of the samples. Where
+// both taps are behind the stride, a product is one of the next window's:
+//   sum_t x[s t + k] x[s t + l] = sum_t x[s (t + 1) + k - s] x[s (t + 1) + l - s].
 void stem_products(const float* x, int64_t rows, const stem::Shapes& s, double* sums) {
-  double window[stem::kMaxTaps] = {};
-  double* totals = sums + s.taps * stem::kMaxTaps;
-  std::fill(sums, totals + stem::kMaxTaps, 0.0);
-  for (int64_t t = 0; t < rows; ++t) {
-    for (int64_t k = 0; k < s.taps; ++k) window[k] = x[t * s.stride + k];
-    for (int64_t k = 0; k < s.taps; ++k)
-      for (int64_t l = 0; l < stem::kMaxTaps; ++l)
-        sums[k * stem::kMaxTaps + l] += window[k] * window[l];
-    for (int64_t l = 0; l < stem::kMaxTaps; ++l) totals[l] += window[l];
+  constexpr int64_t kTaps = stem::kMaxTaps, kWindows = 96;  // at a time
+  const auto width = 2 * static_cast<int64_t>(hn::Lanes(DoubleLanes()));
+  double samples[kWindows * kTaps + 2 * kTaps];
+  double blocks[(kTaps + kProductTaps - 1) / kProductTaps][kProductTaps + 1][kTaps] = {};
+  for (int64_t t = 0; t < rows; t += kWindows) {
+    const int64_t n = std::min(kWindows, rows - t), there = (n - 1) * s.stride + s.taps;
+    std::copy_n(x + t * s.stride, there, samples);
+    std::fill_n(samples + there, 2 * kTaps, 0.0);
+    for (int64_t k = 0; k < s.stride; k += kProductTaps)
+      for (int64_t l = 0; l < s.taps; l += width)
+        add_products(samples + k, samples + l, n, s.stride, blocks[k / kProductTaps][0] + l);
   }
+  const auto product = [&](int64_t k, int64_t l) -> double& { return sums[k * kTaps + l]; };
+  const auto square = [&](int64_t k, int64_t l) { return double{x[k]} * double{x[l]}; };
+  const int64_t end = s.stride * rows, back = s.stride;
+  std::fill_n(sums, s.taps * kTaps, 0.0);
+  for (int64_t k = 0; k < s.taps; ++k)
+    for (int64_t l = 0; l < s.taps; ++l)
+      product(k, l) = k < back   ? blocks[k / kProductTaps][k % kProductTaps][l]
+                      : l < back ? product(l, k)
+                                 : product(k - back, l - back) - square(k - back, l - back) +
+                                       square(end + k - back, end + l - back);
+  std::copy_n(blocks[0][kProductTaps], kTaps, sums + s.taps * kTaps);
 }
 
 }  // namespace sft::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
+#include <hwy/cache_control.h>
+
 #include <cmath>
 
 #include "engine/cpu/conv_row.h"
@@ -266,8 +315,10 @@ void group_statistics(const Stem& stem, const Products& sums, Tensor mean, Tenso
         const float* w = stem.weight.f32() + c * K;
         double m = 0, variance = 0;
         for (int64_t k = 0; k < K; ++k) {
+          double with = 0;  // a sum of its own: they run side by side
+          for (int64_t l = 0; l < K; ++l) with += covariance[k][l] * w[l];
           m += w[k] * centre[k];
-          for (int64_t l = 0; l < K; ++l) variance += w[k] * covariance[k][l] * w[l];
+          variance += w[k] * with;
         }
         mean.row(b)[c] = static_cast<float>(m);
         rstd.row(b)[c] =
@@ -344,6 +395,7 @@ ConvStemOut conv_stem_forward(Context& ctx, Tensor samples, Tensor weight, Tenso
     HWY_DYNAMIC_DISPATCH(stem_forward)
     (stem.window(chunk), chunk.rows, s, panels, row_of(stem, affine, b), threads.mine(),
      out.y.row(stem.start(b) + chunk.first));
+    hwy::FlushStream();
   });
   zero_rows_between(stem, out.y);
   return out;
