@@ -11,6 +11,7 @@
 #include <limits>
 #include <map>
 #include <mutex>
+#include <numeric>
 
 #include "engine/formats/numbers.h"
 #include "engine/glob.h"
@@ -27,17 +28,16 @@ constexpr size_t kCopied = SIZE_MAX;
 
 // ---- what threads share
 
-// Runs f(i) for all of [0, n), each index on whichever thread is free; the first exception ends
-// the loop and is thrown again.
+// Runs f(i) for all of [0, n), each index on whichever thread is free and taken in order; the first
+// exception ends the loop and is thrown again.
 template <class F>
 void run_parallel(int64_t n, F&& f) {
+  std::atomic<int64_t> next = 0;
   std::atomic<bool> stop = false;
   std::exception_ptr error;
   std::mutex mutex;
-#pragma omp parallel for schedule(dynamic, 1) \
-    num_threads(std::min(omp_get_max_threads(), kMostThreads))
-  for (int64_t i = 0; i < n; ++i) {
-    if (stop) continue;
+#pragma omp parallel num_threads(std::min(omp_get_max_threads(), kMostThreads))
+  for (int64_t i = next++; i < n && !stop; i = next++) {
     try {
       f(i);
     } catch (...) {
@@ -48,6 +48,31 @@ void run_parallel(int64_t n, F&& f) {
   }
   if (error) std::rethrow_exception(error);
 }
+
+// What several threads do one after the other, in the order of their turns. Whoever has the first
+// turn that is not over never waits, so turns must be handed out in order.
+class Turns {
+ public:
+  // Runs f() when all turns before this one are over; not at all after stop().
+  template <class F>
+  void run(int64_t turn, F&& f) {
+    for (int64_t now = next_; now != turn; now = next_) {
+      if (now == kStopped) return;
+      next_.wait(now);
+    }
+    f();
+    next_.compare_exchange_strong(turn, turn + 1);
+    next_.notify_all();
+  }
+  void stop() {
+    next_ = kStopped;
+    next_.notify_all();
+  }
+
+ private:
+  static constexpr int64_t kStopped = -1;
+  std::atomic<int64_t> next_ = 0;
+};
 
 // ---- numbers
 
@@ -171,6 +196,22 @@ std::vector<std::string> ids_of(const MergeJob& job) {
   return ids;
 }
 
+// Whether the pass itself can make the ids: nothing that it computes depends on them (two
+// differences have the same sum in any order, three do not), the outputs have a head to write them
+// into at the end, and the tensors to hash are those of the base.
+bool ids_come_with_values(const MergeJob& job) {
+  const std::string format = format_of_name(job.outputs[0].path);
+  if (job.tuned.size() > 2 || (format != "gguf" && format != "safetensors")) return false;
+  const auto names = [](const StoredModel& model) {
+    std::vector<std::string_view> names;
+    for (const auto& [name, tensor] : model.tensors)
+      if (is_backbone(name)) names.push_back(name);
+    return names;
+  };
+  return std::all_of(job.tuned.begin(), job.tuned.end(),
+                     [&](const StoredModel& tuned) { return names(tuned) == names(job.base); });
+}
+
 // The tuned models in the order of their ids.
 std::vector<MergeReport::Input> sort_tuned(MergeJob& job, const std::vector<std::string>& ids) {
   std::vector<size_t> order(job.tuned.size());
@@ -185,6 +226,21 @@ std::vector<MergeReport::Input> sort_tuned(MergeJob& job, const std::vector<std:
   }
   job.tuned = std::move(sorted);
   return inputs;
+}
+
+// What the inputs are, and whether that is what they record of each other.
+void identify(MergeJob& job, const std::vector<std::string>& ids, MergeReport& report) {
+  report.base_id = ids[0];
+  report.tuned = sort_tuned(job, ids);
+  for (const StoredModel& tuned : job.tuned) check_base(tuned, report.base_id, job, report.remarks);
+}
+
+// As long as identified ones, for heads that are written before the ids are known.
+MergeReport unidentified(const MergeJob& job) {
+  const std::string id(ModelHash().digest().size(), '0');
+  MergeReport report{.base_id = id};
+  for (const StoredModel& tuned : job.tuned) report.tuned.push_back({model_name(tuned.path), id});
+  return report;
 }
 
 // ---- outputs
@@ -239,8 +295,11 @@ std::string part_of(std::string_view name) {
 
 class Pass {
  public:
-  Pass(const MergeJob& job, const MergeReport& report);
+  // With `hashing` the report's ids only have the length of the true ones, which run() finds.
+  Pass(const MergeJob& job, const MergeReport& report, bool hashing);
   void run();
+  std::vector<std::string> ids() const;  // with `hashing`: of the base, then of the tuned models
+  void describe(const MergeReport& report);  // in the heads of the outputs
   void finish();  // all outputs are complete; one after the other gets its name
   void fill(MergeReport& report) const;
 
@@ -266,21 +325,32 @@ class Pass {
     double& change(size_t output) { return at[2 + 2 * output]; }
     double& rounding(size_t output) { return at[3 + 2 * output]; }
   };
+  // Of a thread. What was read stays until the next chunk.
   struct Scratch {
-    std::vector<std::byte> base, tuned, out;
+    using Bytes = std::vector<std::byte>;
+    Bytes base, out;
+    std::vector<Bytes> tuned;
     std::vector<double> theta0, delta;  // of a chunk
     std::vector<double> exact, values;  // of a block: before rounding, and after
-    Scratch() : theta0(kChunk), delta(kChunk), exact(kBlock), values(kBlock) {
-      for (auto* bytes : {&base, &tuned, &out}) bytes->resize(kChunk * sizeof(double));
-    }
+    explicit Scratch(size_t models)
+        : base(kChunk * sizeof(double)),
+          out(base),
+          tuned(models, base),
+          theta0(kChunk),
+          delta(kChunk),
+          exact(kBlock),
+          values(kBlock) {}
   };
 
   void add_item(const TensorSpec& spec);
+  void cut_into_chunks();
   double alpha_of(const std::string& name, double alpha) const;
   size_t part_index(const std::string& name);
   Sums sums(size_t chunk) { return {&sums_[chunk * stride()]}; }
   size_t stride() const { return 2 + 2 * writers_.size(); }
   const std::byte* read(const StoredTensor& tensor, const Chunk& chunk, std::vector<std::byte>& to);
+  void process(int64_t chunk, Scratch& s);
+  void hash(const Item& item, const Chunk& chunk, Scratch& s);
   void copy(const Item& item, const Chunk& chunk, Sums sums, Scratch& s);
   void merge(const Item& item, const Chunk& chunk, Sums sums, Scratch& s);
   bool plain(const Item& item) const;
@@ -301,12 +371,16 @@ class Pass {
   const MergeJob& job_;
   std::vector<std::unique_ptr<ModelWriter>> writers_;  // one for each output
   std::vector<Item> items_;                            // in the order of the writers' tensors
-  std::vector<Chunk> chunks_;
+  std::vector<Chunk> chunks_;      // those of merged tensors first, in the order of their names
+  int64_t merged_ = 0;             // of them
+  std::vector<ModelHash> hashes_;  // of the base, then of the tuned models; empty: not asked for
+  Turns turns_;                    // to hash
   std::vector<double> sums_;
   std::vector<std::string> parts_;
 };
 
-Pass::Pass(const MergeJob& job, const MergeReport& report) : job_(job) {
+Pass::Pass(const MergeJob& job, const MergeReport& report, bool hashing)
+    : job_(job), hashes_(hashing ? job.tuned.size() + 1 : 0) {
   const std::string format = format_of_name(job.outputs[0].path);
   const std::vector<TensorSpec> specs = output_tensors(job, format);
   for (const MergeJob::Output& output : job.outputs)
@@ -315,6 +389,7 @@ Pass::Pass(const MergeJob& job, const MergeReport& report) : job_(job) {
   for (const TensorSpec& spec : backbone_tensors(job.base.config))
     if (is_backbone(spec.name)) part_index(part_of(spec.name));
   for (const TensorSpec& spec : writers_[0]->tensors()) add_item(spec);
+  cut_into_chunks();
   sums_.resize(chunks_.size() * stride());
 }
 
@@ -346,9 +421,22 @@ void Pass::add_item(const TensorSpec& spec) {
       item.alphas.push_back(alpha_of(spec.name, output.alpha));
     item.part = part_index(part_of(spec.name));
   }
-  for (int64_t first = 0; first < spec.shape.count(); first += kChunk)
-    chunks_.push_back({items_.size(), first, std::min(kChunk, spec.shape.count() - first)});
   items_.push_back(std::move(item));
+}
+
+void Pass::cut_into_chunks() {
+  std::vector<size_t> order(items_.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    const bool copied_a = items_[a].part == kCopied, copied_b = items_[b].part == kCopied;
+    return copied_a != copied_b ? copied_b : items_[a].name < items_[b].name;
+  });
+  for (size_t item : order) {
+    const int64_t count = items_[item].base->count();
+    for (int64_t first = 0; first < count; first += kChunk)
+      chunks_.push_back({item, first, std::min(kChunk, count - first)});
+    if (items_[item].part != kCopied) merged_ = std::ssize(chunks_);
+  }
 }
 
 const std::byte* Pass::read(const StoredTensor& tensor, const Chunk& chunk,
@@ -382,15 +470,15 @@ const std::byte* Pass::merged(const Item& item, const Chunk& chunk, size_t k, Su
   const Dtype dtype = stored_type(item);
   const StoredTensor& only = *item.tuned[0];
   const bool is_base = alpha == 0, is_tuned = alpha == 1 && item.tuned.size() == 1;
-  const std::byte* bytes = s.out.data();
+  const std::byte *bytes = s.out.data(), *tuned = s.tuned[0].data();
   if (is_base && dtype == item.base->dtype) bytes = s.base.data();
-  if (is_tuned && dtype == only.dtype) bytes = s.tuned.data();
+  if (is_tuned && dtype == only.dtype) bytes = tuned;
   for_each_block(chunk.count, [&](int64_t first, int64_t count) {
     const double *theta0 = &s.theta0[first], *exact = s.exact.data();
     if (is_base)
       exact = theta0;
     else if (is_tuned)
-      to_f64(only.dtype, s.tuned.data() + bytes_of(only.dtype, first), s.exact.data(), count);
+      to_f64(only.dtype, tuned + bytes_of(only.dtype, first), s.exact.data(), count);
     else
       step_from(theta0, &s.delta[first], alpha, s.exact.data(), count);
     const int64_t at = bytes_of(dtype, first);
@@ -411,7 +499,7 @@ bool Pass::plain(const Item& item) const {
 // One tuned model and one output, all f32: what merge() computes, in one pass over the numbers.
 void Pass::merge_plain(const Item& item, const Chunk& chunk, Sums sums, Scratch& s) {
   const auto* base = reinterpret_cast<const float*>(read(*item.base, chunk, s.base));
-  const auto* tuned = reinterpret_cast<const float*>(read(*item.tuned[0], chunk, s.tuned));
+  const auto* tuned = reinterpret_cast<const float*>(read(*item.tuned[0], chunk, s.tuned[0]));
   const StepSums found =
       step_f32(base, tuned, item.alphas[0], reinterpret_cast<float*>(s.out.data()), chunk.count);
   sums.base() = found.base, sums.difference() = found.difference;
@@ -425,10 +513,11 @@ void Pass::merge(const Item& item, const Chunk& chunk, Sums sums, Scratch& s) {
   double *theta0 = s.theta0.data(), *delta = s.delta.data();
   to_f64(item.base->dtype, read(*item.base, chunk, s.base), theta0, n);
   std::fill_n(delta, n, 0.0);
-  for (const StoredTensor* tuned : item.tuned) {
-    const std::byte* bytes = read(*tuned, chunk, s.tuned);
+  for (size_t m = 0; m < item.tuned.size(); ++m) {
+    const Dtype dtype = item.tuned[m]->dtype;
+    const std::byte* bytes = read(*item.tuned[m], chunk, s.tuned[m]);
     for_each_block(n, [&](int64_t first, int64_t count) {
-      to_f64(tuned->dtype, bytes + bytes_of(tuned->dtype, first), s.values.data(), count);
+      to_f64(dtype, bytes + bytes_of(dtype, first), s.values.data(), count);
       add_difference(s.values.data(), theta0 + first, delta + first, count);
     });
   }
@@ -440,15 +529,50 @@ void Pass::merge(const Item& item, const Chunk& chunk, Sums sums, Scratch& s) {
   for (size_t k = 0; k < writers_.size(); ++k) place(chunk, k, merged(item, chunk, k, sums, s));
 }
 
+// What merge() has read, and where a tuned model's file lacks the tensor, what stands in for it.
+void Pass::hash(const Item& item, const Chunk& chunk, Scratch& s) {
+  for (size_t m = 0; m < hashes_.size(); ++m) {
+    const StoredModel& model = m == 0 ? job_.base : job_.tuned[m - 1];
+    const StoredTensor& tensor = model.tensors.find(item.name)->second;
+    const std::byte* bytes = m == 0 ? s.base.data() : s.tuned[m - 1].data();
+    if (m > 0 && &tensor != item.tuned[m - 1]) bytes = read(tensor, chunk, s.out);
+    if (chunk.first == 0) hashes_[m].tensor(item.name, tensor.shape);
+    hashes_[m].values(tensor.dtype,
+                      {bytes, static_cast<size_t>(bytes_of(tensor.dtype, chunk.count))},
+                      chunk.count);
+  }
+}
+
+void Pass::process(int64_t i, Scratch& s) {
+  const Chunk& chunk = chunks_[i];
+  const Item& item = items_[chunk.item];
+  item.part == kCopied ? copy(item, chunk, sums(i), s) : merge(item, chunk, sums(i), s);
+  check_finite(i);
+  if (i < merged_ && !hashes_.empty()) turns_.run(i, [&] { hash(item, chunk, s); });
+}
+
 void Pass::run() {
-  std::vector<Scratch> scratch(static_cast<size_t>(std::min(omp_get_max_threads(), kMostThreads)));
-  run_parallel(static_cast<int64_t>(chunks_.size()), [&](int64_t i) {
-    const Chunk& chunk = chunks_[i];
-    const Item& item = items_[chunk.item];
-    Scratch& s = scratch[static_cast<size_t>(omp_get_thread_num())];
-    item.part == kCopied ? copy(item, chunk, sums(i), s) : merge(item, chunk, sums(i), s);
-    check_finite(i);
+  std::vector<Scratch> scratch(static_cast<size_t>(std::min(omp_get_max_threads(), kMostThreads)),
+                               Scratch(job_.tuned.size()));
+  run_parallel(std::ssize(chunks_), [&](int64_t i) {
+    try {
+      process(i, scratch[static_cast<size_t>(omp_get_thread_num())]);
+    } catch (...) {
+      turns_.stop();
+      throw;
+    }
   });
+}
+
+std::vector<std::string> Pass::ids() const {
+  std::vector<std::string> ids;
+  for (const ModelHash& hash : hashes_) ids.push_back(hash.digest());
+  return ids;
+}
+
+void Pass::describe(const MergeReport& report) {
+  for (size_t k = 0; k < writers_.size(); ++k)
+    writers_[k]->describe(output_config(job_, job_.outputs[k].alpha, report));
 }
 
 // A value that is not finite makes the sums so.
@@ -551,13 +675,15 @@ MergeReport interpolate(MergeJob job) {
       fail(Kind::input, "{}: has no task head", printable(job.head->path));
   }
   check_patterns(job);
-  const std::vector<std::string> ids = ids_of(job);
-  report.base_id = ids[0];
-  report.tuned = sort_tuned(job, ids);
-  for (const StoredModel& tuned : job.tuned) check_base(tuned, report.base_id, job, report.remarks);
+  const bool hashing = ids_come_with_values(job);
+  if (!hashing) identify(job, ids_of(job), report);
 
-  Pass pass(job, report);
+  Pass pass(job, hashing ? unidentified(job) : report, hashing);
   pass.run();
+  if (hashing) {
+    identify(job, pass.ids(), report);
+    pass.describe(report);
+  }
   pass.fill(report);
   pass.finish();
   return report;

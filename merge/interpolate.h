@@ -10,7 +10,11 @@
 //
 // All outputs are made in one pass: chunks of fixed size are read by pread, computed and written by
 // whichever thread is free, so the bits depend neither on the number of threads nor on the order of
-// the tuned models (they are summed in the order of their ids). Memory: under 1 MiB a thread.
+// the tuned models (they are summed in the order of their ids). The ids of the inputs are made in
+// the same pass, each thread hashing what it has read when its turn comes, and written into the
+// outputs' heads at its end. Only where the pass needs them before (three tuned models, an output
+// without such a head) are the inputs read twice. Memory of a thread: 0.7 MiB, and 0.13 MiB for
+// each tuned model.
 //
 // Errors: Kind::input if a tuned model records another base, is of another configuration, or holds
 // a value that is not finite, and if nothing would change; Kind::usage for a pattern that matches

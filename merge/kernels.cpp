@@ -43,7 +43,7 @@ StepSums StepF32(const float* base, const float* tuned, double alpha, float* to,
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const auto factor = hn::Set(d, alpha), zero = hn::Zero(d);
   auto of_base = zero, difference = zero, change = zero, rounding = zero;
-  const auto add_square = [](auto x, auto& sum) { sum = hn::Add(sum, hn::Mul(x, x)); };
+  const auto add_square = [](auto x, auto& sum) { sum = hn::MulAdd(x, x, sum); };
   const auto step = [&](auto from, auto tuned_to) {
     const auto theta0 = hn::PromoteTo(d, from);
     const auto delta = hn::Sub(hn::PromoteTo(d, tuned_to), theta0);

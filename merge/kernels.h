@@ -1,6 +1,6 @@
-// Loops over f64 values of a merge, compiled for each instruction set. Products and sums are never
-// contracted, so what is written has the same bits on every machine; sums of squares may differ in
-// their last bits.
+// Loops over f64 values of a merge, compiled for each instruction set. Products and sums of what is
+// written are never contracted, so it has the same bits on every machine; sums of squares may differ
+// in their last bits.
 #pragma once
 
 #include <cstdint>

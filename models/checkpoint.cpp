@@ -10,7 +10,6 @@
 #include "engine/formats/gguf.h"
 #include "engine/formats/numbers.h"
 #include "engine/formats/safetensors.h"
-#include "engine/io/hash.h"
 #include "engine/nearest.h"
 #include "models/encoder.h"
 #include "models/huggingface.h"
@@ -337,27 +336,19 @@ std::span<const std::byte> stored(const Tensor& tensor) {
   return {static_cast<const std::byte*>(tensor.data), static_cast<size_t>(tensor.bytes())};
 }
 
-// Feeds a model's id: name, shape, then the values as f32.
-class IdHash {
- public:
-  void tensor(std::string_view name, const Shape& shape) {
-    hash_.update(name);
-    hash_.update(std::as_bytes(shape.dims()));
-  }
-  void values(Dtype dtype, std::span<const std::byte> bytes, int64_t count) {
-    for_pieces(dtype, bytes, count, [&](int64_t, std::span<const float> piece) { values(piece); });
-  }
-  void values(std::span<const float> values) { hash_.update(std::as_bytes(values)); }
-  std::string digest() const { return hash_.digest(); }
-
- private:
-  Xxh3 hash_;
-};
-
 }  // namespace
 
+void ModelHash::tensor(std::string_view name, const Shape& shape) {
+  hash_.update(name);
+  hash_.update(std::as_bytes(shape.dims()));
+}
+
+void ModelHash::values(Dtype dtype, std::span<const std::byte> bytes, int64_t count) {
+  for_pieces(dtype, bytes, count, [&](int64_t, std::span<const float> piece) { values(piece); });
+}
+
 std::string model_id(const TensorMap& tensors) {
-  IdHash hash;
+  ModelHash hash;
   for (const auto& [name, tensor] : tensors.tensors) {  // in name order
     if (!is_backbone(name)) continue;
     hash.tensor(name, tensor.shape);
@@ -367,7 +358,7 @@ std::string model_id(const TensorMap& tensors) {
 }
 
 std::string model_id(const StoredModel& model) {
-  IdHash hash;
+  ModelHash hash;
   std::vector<std::byte> buffer(static_cast<size_t>(bytes_of(Dtype::f64, kPiece)));
   for (const auto& [name, tensor] : model.tensors) {
     if (!is_backbone(name)) continue;
@@ -422,7 +413,8 @@ Config with_size_label(const Config& config, const std::vector<TensorSpec>& tens
 }  // namespace
 
 ModelWriter::ModelWriter(const std::string& path, std::string_view format, const Config& config,
-                         std::vector<TensorSpec> tensors, Existing existing) {
+                         std::vector<TensorSpec> tensors, Existing existing)
+    : path_(path), format_(format) {
   if (is_head_alone(config) && format != "gguf" && format != "safetensors")
     fail(Kind::usage, Hint{"name the output .gguf or .safetensors"},
          "{}: only GGUF and safetensors hold a head alone", printable(path));
@@ -447,13 +439,26 @@ ModelWriter::ModelWriter(const std::string& path, std::string_view format, const
     if (!torch.dictionary.empty()) add_beside(path, torch.dictionary, existing);
     return;
   }
-  Metadata metadata = metadata_from_config(labelled);
-  metadata.set("general.file_type", file_type(tensors));
+  file_type_ = file_type(tensors);
+  const Metadata head = head_of(labelled);
   writer_ = std::make_unique<TensorWriter>(
-      format == "gguf"
-          ? create_gguf(path, metadata, std::move(tensors), existing)
-          : create_safetensors(path, metadata_to_strings(metadata), std::move(tensors), existing));
+      format == "gguf" ? create_gguf(path, head, std::move(tensors), existing)
+                       : create_safetensors(path, head, std::move(tensors), existing));
   tensors_ = writer_->tensors();
+}
+
+Metadata ModelWriter::head_of(const Config& labelled) const {
+  Metadata metadata = metadata_from_config(labelled);
+  metadata.set("general.file_type", file_type_);
+  return format_ == "gguf" ? metadata : metadata_to_strings(metadata);
+}
+
+void ModelWriter::describe(const Config& config) {
+  CHECK(format_ == "gguf" || format_ == "safetensors", "{}: a {} model has no head", path_,
+        format_);
+  const Metadata head = head_of(with_size_label(config, tensors_));
+  writer_->replace_head(format_ == "gguf" ? gguf_head(path_, head, tensors_)
+                                          : safetensors_head(path_, head, tensors_));
 }
 
 // A text that other programs look for in the same folder, and that several models may share.
@@ -522,7 +527,7 @@ void check_finite(const ModelFile& model) {
 }
 
 std::string checked_id(const ModelFile& model) {
-  IdHash hash;
+  ModelHash hash;
   for (const auto& [name, tensor] : model.tensors.tensors) {
     const bool hashed = is_backbone(name);
     if (hashed) hash.tensor(name, tensor.shape);

@@ -13,6 +13,7 @@
 
 #include "engine/formats/tensor_file.h"
 #include "engine/io/directory.h"
+#include "engine/io/hash.h"
 #include "engine/params.h"
 #include "models/config.h"
 
@@ -90,6 +91,19 @@ bool is_backbone(std::string_view name);  // neither pretrain.* nor task.*
 std::string model_id(const TensorMap& tensors);
 std::string model_id(const StoredModel& model);
 
+// The same from values that come piece by piece: each tensor's name and shape, then its values as
+// stored, in whole blocks.
+class ModelHash {
+ public:
+  void tensor(std::string_view name, const Shape& shape);
+  void values(Dtype dtype, std::span<const std::byte> bytes, int64_t count);
+  void values(std::span<const float> values) { hash_.update(std::as_bytes(values)); }
+  std::string digest() const { return hash_.digest(); }
+
+ private:
+  Xxh3 hash_;
+};
+
 // "gguf", "hf", "safetensors" or "fairseq" (.pt), by the name of the output: a folder or a name
 // without a known ending is a Hugging Face folder.
 std::string format_of_name(std::string_view path);
@@ -116,12 +130,18 @@ class ModelWriter {
   }
   // All tensors, converted to their declared types.
   void write(const TensorMap& tensors);
+  // Another configuration in the place of the one given, whose texts are as long: for what is known
+  // only when the values are. GGUF and safetensors alone, which say it in a head.
+  void describe(const Config& config);
   void finish();
 
  private:
+  Metadata head_of(const Config& labelled) const;
   void add_beside(const std::string& path, const std::string& text, Existing existing);
 
+  std::string path_, format_;
   std::vector<TensorSpec> tensors_;
+  int64_t file_type_ = 0;
   std::vector<std::string> dropped_;
   std::pair<std::string, std::string> beside_;  // a small file of the same folder, and its text
   std::unique_ptr<OutputDirectory> folder_;     // of a Hugging Face folder
@@ -142,7 +162,7 @@ std::vector<std::string> save_model(const std::string& path, std::string_view fo
 
 // Throws Kind::input naming the first tensor with a value that is not finite.
 void check_finite(const ModelFile& model);
-// The same and model_id, side by side: both are one pass over the file.
+// The same and model_id in one pass over the file.
 std::string checked_id(const ModelFile& model);
 
 }  // namespace sft

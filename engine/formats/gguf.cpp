@@ -412,8 +412,8 @@ void put_tensor(HeadWriter& out, const std::string& path, const TensorSpec& tens
 
 }  // namespace
 
-TensorWriter create_gguf(const std::string& path, const Metadata& metadata,
-                         std::vector<TensorSpec> tensors, Existing existing) {
+std::string gguf_head(const std::string& path, const Metadata& metadata,
+                      const std::vector<TensorSpec>& tensors) {
   check_specs(path, tensors);
   Metadata pairs = metadata;
   if (std::any_of(tensors.begin(), tensors.end(),
@@ -437,9 +437,18 @@ TensorWriter create_gguf(const std::string& path, const Metadata& metadata,
           "{}: tensor {} is too large", path, tensor.name);
   }
   out.pad(alignment);
-  const std::string head = out.take();
+  return out.take();
+}
+
+TensorWriter create_gguf(const std::string& path, const Metadata& metadata,
+                         std::vector<TensorSpec> tensors, Existing existing) {
+  const std::string head = gguf_head(path, metadata, tensors);
+  const uint64_t alignment = alignment_of(path, metadata);
+  uint64_t end = head.size();
+  for (const TensorSpec& tensor : tensors)
+    add_padded(static_cast<uint64_t>(bytes_of(tensor.dtype, tensor.shape.count())), alignment, end);
   OutputFile file(path, existing);
-  file.expect(head.size() + end);
+  file.expect(end);
   file.write(head);
   return TensorWriter(std::move(file), std::move(tensors), alignment);
 }

@@ -27,8 +27,12 @@ TensorFile open_gguf(const std::string& path);
 TensorTable parse_gguf(const std::string& path, std::span<const std::byte> start,
                        uint64_t file_size);
 
-// Writes the head. Tensors: f32, f16, bf16, q8_0 (rows of a multiple of 32), f64, i8, i16, i32,
-// i64; a scalar becomes [1]. The same arguments give the same bytes.
+// The head of such a file, up to its data. Tensors: f32, f16, bf16, q8_0 (rows of a multiple of
+// 32), f64, i8, i16, i32, i64; a scalar becomes [1]. The same arguments give the same bytes.
+std::string gguf_head(const std::string& path, const Metadata& metadata,
+                      const std::vector<TensorSpec>& tensors);
+
+// Writes the head.
 TensorWriter create_gguf(const std::string& path, const Metadata& metadata,
                          std::vector<TensorSpec> tensors, Existing existing = Existing::refuse);
 

@@ -369,13 +369,9 @@ std::string shape_text(const Shape& shape) {
 
 }  // namespace
 
-TensorWriter create_safetensors(const std::string& path, const Metadata& strings,
-                                std::vector<TensorSpec> tensors, Existing existing) {
+std::string safetensors_head(const std::string& path, const Metadata& strings,
+                             const std::vector<TensorSpec>& tensors) {
   check_specs(path, tensors);
-  std::sort(tensors.begin(), tensors.end(), [](const TensorSpec& a, const TensorSpec& b) {
-    const int64_t size_a = bytes_of(a.dtype, 1), size_b = bytes_of(b.dtype, 1);
-    return size_a != size_b ? size_a > size_b : a.name < b.name;
-  });
   std::string head = fmt::format("{{\"{}\":{{{}}}", kMetadataKey, metadata_text(strings));
   int64_t end = 0;
   for (const TensorSpec& tensor : tensors) {
@@ -388,9 +384,21 @@ TensorWriter create_safetensors(const std::string& path, const Metadata& strings
   head += '}';
   head.resize((head.size() + 7) / 8 * 8, ' ');
   const uint64_t length = head.size();
+  return std::string(reinterpret_cast<const char*>(&length), sizeof length) + head;
+}
+
+TensorWriter create_safetensors(const std::string& path, const Metadata& strings,
+                                std::vector<TensorSpec> tensors, Existing existing) {
+  std::sort(tensors.begin(), tensors.end(), [](const TensorSpec& a, const TensorSpec& b) {
+    const int64_t size_a = bytes_of(a.dtype, 1), size_b = bytes_of(b.dtype, 1);
+    return size_a != size_b ? size_a > size_b : a.name < b.name;
+  });
+  const std::string head = safetensors_head(path, strings, tensors);
+  uint64_t end = head.size();
+  for (const TensorSpec& tensor : tensors)
+    end += static_cast<uint64_t>(bytes_of(tensor.dtype, tensor.shape.count()));
   OutputFile file(path, existing);
-  file.expect(sizeof length + length + static_cast<uint64_t>(end));
-  file.write(std::as_bytes(std::span(&length, 1)));
+  file.expect(end);
   file.write(head);
   return TensorWriter(std::move(file), std::move(tensors), 1);
 }

@@ -25,9 +25,13 @@ TensorFile open_sharded(const std::string& index_path);
 TensorTable parse_safetensors(const std::string& path, std::span<const std::byte> start,
                               uint64_t file_size);
 
-// Writes the head: `strings` (values must be strings) after {"format": "pt"}, which transformers
-// asks for; tensors sorted by size of their elements, largest first, then by name. Data start at a
-// multiple of 8. No q8_0. The same arguments give the same bytes.
+// The head of such a file, up to its data: `strings` (values must be strings) after
+// {"format": "pt"}, which transformers asks for; tensors in the order of their data. Data start at
+// a multiple of 8. No q8_0. The same arguments give the same bytes.
+std::string safetensors_head(const std::string& path, const Metadata& strings,
+                             const std::vector<TensorSpec>& tensors);
+
+// Writes the head, with the tensors sorted by size of their elements, largest first, then by name.
 TensorWriter create_safetensors(const std::string& path, const Metadata& strings,
                                 std::vector<TensorSpec> tensors,
                                 Existing existing = Existing::refuse);

@@ -135,7 +135,10 @@ void TensorFile::read_f32(const TensorInfo& tensor, std::span<float> to) const {
 // ---- TensorWriter
 
 TensorWriter::TensorWriter(OutputFile file, std::vector<TensorSpec> tensors, uint64_t alignment)
-    : file_(std::move(file)), tensors_(std::move(tensors)), end_(file_.position()) {
+    : file_(std::move(file)),
+      tensors_(std::move(tensors)),
+      head_(file_.position()),
+      end_(file_.position()) {
   for (const TensorSpec& tensor : tensors_) {
     offsets_.push_back(end_);
     end_ += stored_bytes(tensor);
@@ -202,6 +205,12 @@ void TensorWriter::place(size_t tensor, uint64_t first, std::span<const std::byt
   CHECK(tensor < tensors_.size() && next_ == 0 && written_ == 0, "{}: tensor {} of {}",
         file_.path(), tensor, tensors_.size());
   put(tensor, first, piece);
+}
+
+void TensorWriter::replace_head(std::string_view head) {
+  CHECK(!seal_ && head.size() == head_, "{}: a head of {} bytes in the place of {}", file_.path(),
+        head.size(), head_);
+  file_.write_at(0, std::as_bytes(std::span(head.data(), head.size())));
 }
 
 std::vector<uint32_t> TensorWriter::sums() {

@@ -91,6 +91,8 @@ class TensorWriter {
   // Bytes of tensors()[tensor] from byte `first`: in any order, from several threads at once, each
   // byte once. In place of write and append.
   void place(size_t tensor, uint64_t first, std::span<const std::byte> piece);
+  // Another head in the place of the one written, as long as that; not of a file with a `seal`.
+  void replace_head(std::string_view head);
   // Every tensor must be there: syncs and renames.
   void finish();
 
@@ -115,6 +117,7 @@ class TensorWriter {
   OutputFile file_;
   std::vector<TensorSpec> tensors_;
   std::vector<uint64_t> offsets_;  // of each tensor in the file
+  uint64_t head_ = 0;              // bytes before the data
   uint64_t end_ = 0;               // of the data and its padding
   Seal seal_;
   size_t next_ = 0;

@@ -200,6 +200,24 @@ TEST_CASE("formats: a writer refuses what a reader would") {
   EXPECT(test::error_of([&] { writer.finish(); }).kind == Kind::internal);
 }
 
+TEST_CASE("tensor files: another head is written where it is as long") {
+  const TemporaryFolder folder;
+  const std::vector<TensorSpec> specs = {{"x", {2}}};
+  Metadata before, after, longer;
+  before.set("a.text", "one"), after.set("a.text", "two"),
+      longer.set("a.text", std::string(64, '3'));
+  TensorWriter writer = create_gguf(folder / "a", before, specs);
+  const std::array<float, 2> values = {1, 2};
+  writer.write("x", Tensor(const_cast<float*>(values.data()), {2}));
+  EXPECT(test::error_of([&] { writer.replace_head(gguf_head("a", longer, specs)); }).kind ==
+         Kind::internal);
+  writer.replace_head(gguf_head("a", after, specs));
+  writer.finish();
+  const TensorFile file = open_gguf(folder / "a");
+  EXPECT(file.metadata().string("a.text") == "two");
+  EXPECT(file.view(file.at("x")).f32()[1] == 2);
+}
+
 TEST_CASE("numbers: the first that is not finite, at any place and length") {
   constexpr float kLargest = std::numeric_limits<float>::max();
   for (int64_t count : {0, 1, 15, 17, 33, 4095, 4096, 4099, 9000}) {

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "engine/formats/numbers.h"
+#include "engine/formats/safetensors.h"
 #include "merge/kernels.h"
 #include "tests/merge/tiny_models.h"
 
@@ -191,6 +192,73 @@ TEST_CASE("merge: norms of each part, and what the file says of itself") {
   EXPECT(says.real("sft.merge.alpha") == 0.25);
   EXPECT(says.strings("sft.merge.inputs") ==
          Strings{m.base_id + " base", model_id(open_stored_model(m.tuned[0])) + " tuned0"});
+}
+
+namespace {
+
+// The folder's weights without one of them.
+void drop_tensor(const std::string& folder, std::string_view name) {
+  const std::string path = folder + "/model.safetensors";
+  const TensorFile file = open_tensor_file(path);
+  std::vector<TensorSpec> specs;
+  for (const TensorInfo& info : file.tensors())
+    if (info.name != name) specs.push_back({info.name, info.shape, info.dtype});
+  REQUIRE(specs.size() + 1 == file.tensors().size());
+  TensorWriter writer = create_safetensors(path + ".new", Metadata(), specs);
+  for (const TensorSpec& spec : writer.tensors())
+    writer.write(spec.name, file.view(file.at(spec.name)));
+  writer.finish();
+  std::filesystem::rename(path + ".new", path);
+}
+
+// q8_0: where rows are whole blocks.
+void store_as(const std::string& path, const Config& config, const TensorMap& tensors,
+              Dtype dtype) {
+  std::vector<TensorSpec> specs = backbone_tensors(config);
+  for (TensorSpec& spec : specs)
+    spec.dtype = dtype == Dtype::q8_0 && spec.shape.back() % 32 ? Dtype::f32 : dtype;
+  ModelWriter writer(path, "gguf", config, specs);
+  writer.write(tensors);
+  writer.finish();
+}
+
+}  // namespace
+
+// Of one or two tuned models they are made while the values are read, of three before.
+TEST_CASE("merge: an output names its inputs by their ids, whenever these were made") {
+  const test::TemporaryFolder folder;
+  Config config = test::tiny_config();
+  config.width = 160, config.ffn = 640;  // several chunks a tensor
+  const TensorMap base = test::initial_tensors(config, 1);
+  save_model(folder / "base.gguf", "gguf", config, base);
+  store_as(folder / "half.gguf", config, test::tuned_tensors(base, config, 2), Dtype::f16);
+  save_model(folder / "unmasked", "hf", config, test::tuned_tensors(base, config, 3));
+  drop_tensor(folder / "unmasked", "masked_spec_embed");
+  save_model(folder / "third.gguf", "gguf", config, test::tuned_tensors(base, config, 4));
+  const std::string base_id = model_id(base);
+  const int threads = omp_get_max_threads();
+  for (const Strings& names : {Strings{"unmasked"}, Strings{"unmasked", "half.gguf"},
+                               Strings{"half.gguf", "third.gguf", "unmasked"}}) {
+    Strings paths, inputs;
+    for (const std::string& name : names) {
+      paths.push_back(folder / name);
+      inputs.push_back(model_id(open_stored_model(paths.back())) + " " +
+                       name.substr(0, name.find('.')));
+    }
+    std::sort(inputs.begin(), inputs.end());
+    inputs.insert(inputs.begin(), base_id + " base");
+    for (const char* out : {"out.gguf", "out.safetensors", "out-hf"})
+      for (int n : {1, 5}) {
+        INFO(out << " of " << names.size() << ", threads " << n);
+        std::filesystem::remove_all(folder / out);
+        omp_set_num_threads(n);
+        merge(folder / "base.gguf", paths, 0.25, folder / out);
+        omp_set_num_threads(threads);
+        const Metadata says = open_model(folder / out).config.provenance;
+        EXPECT(says.string("sft.base.id") == base_id);
+        EXPECT(says.strings("sft.merge.inputs") == inputs);
+      }
+  }
 }
 
 TEST_CASE("merge: pretrain.* is the base's, task.* only from --head-from") {
@@ -387,16 +455,8 @@ uint16_t nearest_f16(double x) {
 
 TEST_CASE("merge: a base in f16 is rounded once, one in q8_0 stays q8_0") {
   TinyModels m;
-  const auto store = [&](const std::string& path, Dtype matrices) {
-    std::vector<TensorSpec> specs = backbone_tensors(m.config);
-    for (TensorSpec& spec : specs)
-      spec.dtype = matrices == Dtype::q8_0 && spec.shape.back() % 32 ? Dtype::f32 : matrices;
-    ModelWriter writer(path, "gguf", m.config, specs);
-    writer.write(m.base_tensors);
-    writer.finish();
-  };
   SUBCASE("f16") {
-    store(m.folder / "half.gguf", Dtype::f16);
+    store_as(m.folder / "half.gguf", m.config, m.base_tensors, Dtype::f16);
     MergeJob job = job_of(m.folder / "half.gguf", {m.tuned[0]});
     job.allow_other_base = true;
     job.outputs = {{0.25, m.folder / "out.gguf"}};
@@ -419,7 +479,7 @@ TEST_CASE("merge: a base in f16 is rounded once, one in q8_0 stays q8_0") {
   SUBCASE("q8_0") {
     m.config.ffn = 64;  // rows of 64 in ffn.down
     m.base_tensors = test::initial_tensors(m.config, 1);
-    store(m.folder / "q8.gguf", Dtype::q8_0);
+    store_as(m.folder / "q8.gguf", m.config, m.base_tensors, Dtype::q8_0);
     save_model(m.folder / "t.gguf", "gguf", m.config,
                test::tuned_tensors(m.base_tensors, m.config, 5));
     merge(m.folder / "q8.gguf", {m.folder / "t.gguf"}, 0.25, m.folder / "out.gguf");
