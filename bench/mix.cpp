@@ -13,6 +13,7 @@ namespace {
 constexpr int kRate = 16000, kTenth = kRate / 10;
 constexpr std::array kMixed{3, 5, 7, 9, 10, 12, 14, 15};  // seconds
 constexpr int kGroup = 16, kGroups = 30;                  // of the recipe, and of one corpus
+constexpr double kTie = 1e-9;  // so that other programs round the same way
 constexpr int kMany = kGroup * kGroups;
 constexpr std::string_view kOfficial = "official:", kFixed = "fixed:";
 
@@ -48,7 +49,7 @@ int32_t samples_at(const Quantiles& corpus, double share) {
   while (i + 1 < kShares.size() && kShares[i] < share) ++i;
   const double part = (share - kShares[i - 1]) / (kShares[i] - kShares[i - 1]);
   const double seconds = std::lerp(corpus.seconds[i - 1], corpus.seconds[i], part);
-  return kTenth * static_cast<int32_t>(std::floor(10 * seconds + 0.5));
+  return kTenth * static_cast<int32_t>(std::floor(10 * seconds + 0.5 + kTie));
 }
 
 std::vector<int32_t> evenly(const Quantiles& corpus, int count) {

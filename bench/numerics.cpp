@@ -112,7 +112,7 @@ std::vector<OpNumerics> check_ops(const OpsOptions& options) {
   std::vector<OpNumerics> checks;
   for (const OpSpec* spec : chosen_ops(options)) {
     // an op without products of 16-bit numbers computes in f32 on the CPU
-    const Where where = options.where.device == Device::cpu && !spec->narrow
+    const Where where = options.where.device == Device::cpu && spec->narrow.empty()
                             ? Where{Device::cpu, Math::exact}
                             : options.where;
     Numerics all{.tolerance = 1, .against = "float64, in units of the tolerance"};

@@ -345,7 +345,7 @@ std::unique_ptr<CaseBench> open_case(const Chosen& chosen, const OpsOptions& opt
   try {
     return std::make_unique<CaseBench>(*chosen.spec, chosen.bench, options);
   } catch (const Error& e) {
-    if (options.shape.empty() || e.kind != Kind::internal) throw;
+    if (options.shape.empty() || e.kind == Kind::resource) throw;
     fail(Kind::usage, "--shape {}: {}", options.shape, e.message);
   }
 }

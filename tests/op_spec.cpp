@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <omp.h>
+
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -41,25 +43,32 @@ Array Fill::uniform(Shape shape, double low, double high) {
   return a;
 }
 
+uint32_t Fill::below(uint32_t n) {
+  CHECK(n > 0, "inputs: nothing to choose from");
+  return draws_.below(n);
+}
+
 namespace {
 
 // On a device, half a unit in the last place of bf16, twice: of our rounding and of an error before
 // it. On the CPU both sides of a product are rounded, number by number: of each product's errors,
 // 2.4e-3 of its rms in bf16 and 2.6e-4 in fast16, seven times as much: some outputs are sums of few
 // products, and there are tens of thousands of them.
-double rounded(Where where, double roundings) {
+double rounded(const OpSpec& spec, Where where, double roundings, double products) {
   if (where.math == Math::exact) return 0;
   if (where.device == Device::cuda) return roundings * 0x1p-8;
-  return roundings * (where.math == Math::bf16 ? 1.7e-2 : 1.8e-3);
+  if (!spec.narrow_in(where.math)) return 0;
+  return products * (where.math == Math::bf16 ? 1.7e-2 : 1.8e-3);
 }
 
 }  // namespace
 
 double OpSpec::forward_tolerance(Where where) const {
-  return (8 + 2 * std::sqrt(terms)) * 0x1p-23 + rounded(where, roundings);
+  return (8 + 2 * std::sqrt(terms)) * 0x1p-23 + rounded(*this, where, roundings, products);
 }
 double OpSpec::gradient_tolerance(Where where) const {
-  return (64 + 8 * std::sqrt(terms)) * 0x1p-23 + 1e-6 + rounded(where, gradient_roundings);
+  return (64 + 8 * std::sqrt(terms)) * 0x1p-23 + 1e-6 +
+         rounded(*this, where, gradient_roundings, gradient_products);
 }
 
 std::span<int32_t> as_integers(const Var& on_host) {
@@ -299,6 +308,17 @@ Array cut(const Array& a, const Case& c, int b) {
   return part;
 }
 
+// Another number of threads, for a while: 16-bit products depend on it nowhere.
+class OtherThreads {
+ public:
+  explicit OtherThreads(int number) { omp_set_num_threads(number); }
+  ~OtherThreads() { omp_set_num_threads(before_); }
+  OtherThreads(const OtherThreads&) = delete;
+
+ private:
+  int before_ = omp_get_max_threads();
+};
+
 struct Checker {
   const OpSpec& spec;
   const Case& c;
@@ -353,7 +373,7 @@ struct Checker {
       if (!inputs[i].gradient || inputs[i].data.empty()) continue;
       Array expected = ours.gradients[i];
       for (double& x : expected.data) x += 2.5;
-      expect(distance(twice.gradients[i], expected), 16 * 0x1p-23 + rounded(where, 2),
+      expect(distance(twice.gradients[i], expected), 16 * 0x1p-23 + rounded(spec, where, 2, 0),
              fmt::format("gradient {} added to what was there", i));
     }
   }
@@ -373,6 +393,7 @@ struct Checker {
 
   void same_bits() {
     const cuda::emulator::OtherThreadOrder other;
+    const OtherThreads number(spec.narrow_in(where.math) ? 3 : omp_get_max_threads());
     const Result again = run_op(spec, c, where, inputs, dy);
     for (size_t i = 0; i < ours.outputs.size(); ++i)
       if (again.outputs[i].data != ours.outputs[i].data)

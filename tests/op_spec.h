@@ -16,6 +16,7 @@
 // there the second run takes the threads of each block in another order.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <span>
 #include <string>
@@ -59,7 +60,7 @@ class Fill {
   Array normal(Shape shape, double deviation = 1);
   Array frames(const Case& c, int64_t width, double deviation = 1);  // [T, width], per_frame
   Array uniform(Shape shape, double low, double high);
-  uint32_t below(uint32_t n) { return draws_.below(n); }
+  uint32_t below(uint32_t n);  // n > 0
 
  private:
   Draws draws_;
@@ -85,12 +86,17 @@ struct OpSpec {
   std::function<std::vector<Array>(std::span<const Array>, const Case&)> oracle;  // shapes and data
   std::function<std::vector<Var>(Tape&, std::span<const Var>, const Case&)> run;
   std::function<Cost(const Case&)> cost = [](const Case&) { return Cost{}; };
-  bool cuda = false;    // has CUDA kernels
-  bool narrow = false;  // has products of 16-bit numbers on the CPU
+  bool cuda = false;              // has CUDA kernels
+  std::vector<Math> narrow = {};  // modes in which the CPU multiplies 16-bit numbers here
+  bool narrow_in(Math math) const {
+    return std::find(narrow.begin(), narrow.end(), math) != narrow.end();
+  }
   // Terms of the longest sum behind one output: the tolerance grows with its square root.
   double terms = 1;
-  // Roundings to bf16 on the way to an output, and to a gradient; each costs half a unit of 2^-8.
+  // On a device, roundings to bf16 on the way to an output, and to a gradient: half a unit of 2^-8
+  // each. On the CPU, such products one behind the other.
   double roundings = 1, gradient_roundings = 2;
+  double products = 1, gradient_products = 2;
   // Errors are measured relative to |value| + rms of the output.
   double forward_tolerance(Where where = {}) const;
   double gradient_tolerance(Where where = {}) const;

@@ -83,10 +83,10 @@ TrainerReport finetune(const TrainJob& job) {
              {"head", "encoder"});
 
   const FrameBudget frames = frame_budget(job);
-  const auto objective =
-      data.units
-          ? ctc_objective(c, model, *data.units, data.train, data.dev, kDecodeThreads, frames)
-          : classify_objective(c, model, data.classes, data.train, data.dev, kDecodeThreads, frames);
+  const auto objective = data.units ? ctc_objective(c, model, *data.units, data.train, data.dev,
+                                                    kDecodeThreads, frames)
+                                    : classify_objective(c, model, data.classes, data.train,
+                                                         data.dev, kDecodeThreads, frames);
   TensorMap pass_through;
   for (const auto& [name, tensor] : tensors.tensors)
     if (name.starts_with("pretrain.")) pass_through.tensors[name] = tensor;

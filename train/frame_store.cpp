@@ -1,5 +1,8 @@
 #include "train/frame_store.h"
 
+#include <cerrno>
+#include <cstring>
+
 #include "engine/check.h"
 #include "engine/transfer.h"
 
@@ -41,7 +44,7 @@ bool FrameStore::spill(Context& ctx, const Place& place, Tensor frames) {
 }
 
 void FrameStore::give_up_disk() {
-  disk_was_full_ = true;
+  disk_failed_ = std::strerror(errno);
   for (Place& place : places_)
     if (place.where == Where::disk && !place.filled) place.where = Where::nowhere;
 }

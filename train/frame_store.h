@@ -17,7 +17,12 @@ struct FrameBudget {
   int64_t memory = 0, disk = 0;  // bytes
   std::string folder;
 
-  FrameBudget part(int64_t share) const { return {memory / share, disk / share, folder}; }
+  FrameBudget part(double share) const {
+    const auto of = [&](int64_t bytes) {
+      return static_cast<int64_t>(share * static_cast<double>(bytes));
+    };
+    return {of(memory), of(disk), folder};
+  }
 };
 
 class FrameStore {
@@ -28,8 +33,8 @@ class FrameStore {
 
   bool has_place(uint32_t row) const { return places_[row].where != Where::nowhere; }
   bool filled(uint32_t row) const { return places_[row].filled; }
-  // Not for a row that has no place. Where the disk is full, the row and all that are not on disk
-  // yet lose theirs.
+  // Not for a row that has no place. Where the file system refuses (the disk is full), the row and
+  // all that are not on disk yet lose theirs.
   void put(Context& ctx, uint32_t row, Tensor frames);
   void get(Context& ctx, uint32_t row, Tensor to);  // of filled rows
   void will_need(uint32_t row) const;               // a hint
@@ -37,7 +42,7 @@ class FrameStore {
   // When all rows are there.
   int64_t memory_bytes() const { return memory_.mark(); }
   int64_t disk_bytes() const { return disk_bytes_; }
-  bool disk_was_full() const { return disk_was_full_; }
+  const std::string& disk_failed() const { return disk_failed_; }  // why; empty: it did not
 
  private:
   enum class Where : uint8_t { nowhere, memory, disk };
@@ -58,7 +63,7 @@ class FrameStore {
   std::optional<SpillFile> file_;
   std::vector<std::byte> bytes_;  // on the way between disk and device
   int64_t disk_bytes_ = 0;
-  bool disk_was_full_ = false;
+  std::string disk_failed_;
 };
 
 }  // namespace sft

@@ -105,7 +105,8 @@ void FrontEnd::give_back(std::span<const uint32_t> rows) {
 
 Objective::OnDisk frames_on_disk(const FrontEnd& train, const FrontEnd& dev) {
   const FrameStore &a = train.store(), &b = dev.store();
-  return {a.disk_bytes() + b.disk_bytes(), a.disk_was_full() || b.disk_was_full()};
+  return {a.disk_bytes() + b.disk_bytes(),
+          a.disk_failed().empty() ? b.disk_failed() : a.disk_failed()};
 }
 
 }  // namespace sft

@@ -152,8 +152,8 @@ TrainerReport train(const TrainJob& job, const std::string& base_id, const Confi
   if (report.peak_bytes)
     job.say(fmt::format("memory: at most {:.0f} MiB of the {:.0f} planned", mib(report.peak_bytes),
                         mib(report.planned_bytes)));
-  if (objective.on_disk().was_full)
-    job.say("disk: it was full, so frames were computed again and again");
+  if (const std::string why = objective.on_disk().failed; !why.empty())
+    job.say(fmt::format("disk: frames could not be kept ({}), so they were computed again", why));
   return report;
 }
 

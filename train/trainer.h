@@ -65,8 +65,8 @@ class Objective {
     return 2 * batch_samples * static_cast<int64_t>(sizeof(float));
   }
   struct OnDisk {
-    int64_t bytes = 0;      // when all is there
-    bool was_full = false;  // so it will not be
+    int64_t bytes = 0;   // when all is there
+    std::string failed;  // why it will not be
   };
   virtual OnDisk on_disk() const { return {}; }
 };

@@ -154,9 +154,9 @@ CHOICES = {}                                                                 # o
 def make(work, args):
     """The fastest variant, tried where there is a choice and none was made yet."""
     if work['task'] not in ('extract', 'train-full', 'train-head'): raise workloads.Skip(work['task'])
-    if (args.one_by_one or args.sorted) and work['mix'] != 'mixed': raise workloads.Skip('a single length')
+    if (args.one_by_one or args.sorted) and len(set(work['seconds'])) == 1: raise workloads.Skip('a single length')
     builder = extraction if work['task'] == 'extract' else training
-    kind = work['task'], work['arch'], work['what'], work['mix'] == 'mixed'
+    kind = work['task'], work['arch'], work['what'], len(set(work['seconds'])) > 1
     variants = [CHOICES[kind]] if kind in CHOICES else args.variants.split(',')
     if work['task'] != 'extract' and args.math == 'bf16':                    # autocast anyway
         variants = list(dict.fromkeys(v.replace('+autocast', '').replace('autocast', 'sdpa') for v in variants))

@@ -42,7 +42,7 @@ class Skip(Exception):
 def evenly(corpus, count):
     """Seconds at evenly spaced quantiles, in tenths."""
     at = np.interp((np.arange(count) + 0.5) / count, SHARES, CORPORA[corpus])
-    return (np.floor(10 * at + 0.5) / 10).tolist()
+    return (np.floor(10 * at + 0.5 + 1e-9) / 10).tolist()
 
 
 def lengths(mix, batch):

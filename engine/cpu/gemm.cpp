@@ -199,6 +199,8 @@ uint32_t kind_of(std::string_view form, Tensor weight) {
 
 PackedWeight pack_weight(Context& ctx, Tensor weight, Math math) {
   CHECK(weight.shape.rank() == 2, "matmul: weight is {}, expected [N, K]", weight.shape);
+  CHECK(math == Math::exact || math == ctx.math, "matmul: weights in {} of a step in {}",
+        name(math), name(ctx.math));
   const int64_t N = weight.shape[0], K = weight.shape[1];
   const int64_t width = HWY_DYNAMIC_DISPATCH(panel_columns)();
   if (math != Math::exact && weight.dtype == Dtype::f32)

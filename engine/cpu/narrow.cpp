@@ -18,7 +18,6 @@ int64_t whole(int64_t n, int64_t step) { return ceil_div(n, step) * step; }
 int64_t aligned(int64_t bytes) { return whole(bytes, 64); }
 
 constexpr int64_t kPairs = kBlock / 2, kLanes = 16;
-constexpr int64_t kMostTiles = 10;  // of a chunk
 
 int64_t most_rows(int64_t depth) {
   constexpr int64_t kNumbers = int64_t{1} << 19;

@@ -7,7 +7,8 @@
 // so that they keep their digits. A number that is not finite makes the scale of its block NaN.
 // Errors of products of Gaussian numbers: 2.6e-4 of their rms (bf16: 2.4e-3).
 //
-// bf16: x rounded half to even; products are exact, sums in ascending order.
+// bf16: x rounded half to even; pairs of products are summed as vdpbf16ps does, which takes what is
+// below 2^-126 for zero, in ascending order of pairs.
 //
 // A row has the same bits wherever it lies among others and however many threads there are.
 #pragma once
@@ -20,6 +21,8 @@
 namespace sft::cpu::narrow {
 
 constexpr int64_t kBlock = 128, kTileRows = 12, kTileColumns = 32;
+constexpr int64_t kMostTiles = 10;                      // of a chunk
+static_assert(kMostTiles * kTileRows <= kProductRows);  // buffers of sums serve both
 constexpr float kStandsOut = 64;
 
 // Whether this CPU has what products in `math` need.

@@ -16,7 +16,7 @@ class SpillFile {
   // In a folder that exists. Kind::resource if nothing can be written there.
   explicit SpillFile(const std::string& folder);
 
-  // False if the file system refuses (it is full): then nothing of these bytes counts.
+  // False, with errno, if the file system refuses (it is full): then nothing of these bytes counts.
   bool write_at(uint64_t offset, std::span<const std::byte> bytes);
   // Bytes that were written. Kind::resource if the device fails.
   void read_at(uint64_t offset, std::span<std::byte> to) const;

@@ -113,7 +113,7 @@ const OpSpec plain{
           return Cost{.bytes = 16 * static_cast<double>(c.T()) * C, .flops = 4 * C * pairs};
         },
     .cuda = true,
-    .narrow = true,
+    .narrow = {Math::fast16},
     // Sums over keys; and a score's error, sqrt(D) roundings of |score| < 5, which goes into exp.
     .terms = 530 + 80 * 5 * 5,
     // y is rounded once, each probability before its product once. A row that looks at few keys has
@@ -122,6 +122,8 @@ const OpSpec plain{
     // y as rounded, with errors that all keys of a row share. The worst seen: 3.4 and 5.
     .roundings = 5,
     .gradient_roundings = 7,
+    .products = 2,
+    .gradient_products = 2,
 };
 
 // Scores up to 20: running maxima grow by more than 2^8 on the way.
@@ -136,6 +138,7 @@ OpSpec sharp() {
   // A probability near 1 has the slope dp - delta, two numbers that all but cancel, and delta
   // knows y as rounded.
   spec.gradient_roundings = 16;
+  spec.gradient_products = 2;
   return spec;
 }
 
@@ -191,6 +194,7 @@ OpSpec biased() {
   // Gradients of the gate's weights are sums of slopes that all but cancel: over keys (delta knows
   // y as rounded) and over frames; of the scale, one number a head.
   spec.gradient_roundings = 24;
+  spec.gradient_products = 4;
   return spec;
 }
 

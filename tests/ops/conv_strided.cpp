@@ -61,12 +61,14 @@ OpSpec spec(const char* name, bool bias, bool norm) {
           .run = run,
           .cost = cost,
           .cuda = true,
-          .narrow = true,
+          .narrow = {Math::fast16, Math::bf16},
           .terms = 512,
           // y; with a norm also what it gets: over few channels times about two, times its weight
           .roundings = norm ? 5.0 : 1.0,
           // pre (in the slope, and in what the norm gets), dpre, dx
           .gradient_roundings = norm ? 8.0 : 3.0,
+          .products = norm ? 2.0 : 1.0,
+          .gradient_products = norm ? 3.0 : 2.0,
           .packs = false};
 }
 

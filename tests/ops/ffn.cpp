@@ -70,12 +70,14 @@ OpSpec spec(const char* name, bool residual) {
             return Cost{.bytes = 4 * (T * (3 * C + F) + 2 * C * F), .flops = 4 * T * C * F};
           },
       .cuda = true,
-      .narrow = true,
+      .narrow = {Math::fast16, Math::bf16},
       .terms = 600,
       // Forward: pre, act, the second product, the pass over it. Back: dy times the mask, d act,
       // act or dpre (which hold pre's), and the gradient.
       .roundings = 4,
       .gradient_roundings = 5,
+      .products = 2,
+      .gradient_products = 3,  // pre (in the slope), dact, the gradient
   };
 }
 

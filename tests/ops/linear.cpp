@@ -58,9 +58,10 @@ OpSpec spec(const char* name, bool bias, bool residual) {
                         .flops = 2 * T * K * N};
           },
       .cuda = true,
-      .narrow = true,
+      .narrow = {Math::fast16, Math::bf16},
       .terms = 399,
       .roundings = 2,  // of the product and, where something drops, of the pass over it
+      .gradient_products = 1,
   };
 }
 

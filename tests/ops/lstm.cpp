@@ -84,12 +84,14 @@ const RegisterOp spec(OpSpec{
           return Cost{.bytes = 4 * T * (K + D * 6 * H), .flops = 8 * T * D * H * (K + H)};
         },
     .cuda = true,
-    .narrow = true,
+    .narrow = {Math::fast16, Math::bf16},
     .terms = 70 * 12,  // the recurrence sums over units, frame after frame
     // h is rounded, and what an error of the frame before becomes; dgates are, and theirs go on
     // through w_hh (norm about 3: 4H x H of deviation 1 / sqrt(H)) and slopes of 1/4 at most
     .roundings = 2,
     .gradient_roundings = 6,
+    .products = 2,  // of x, and what its error becomes in h
+    .gradient_products = 2,
 });
 
 }  // namespace

@@ -65,7 +65,7 @@ const RegisterOp pos_conv_op(OpSpec{
     },
     .cost = cost,
     .cuda = true,
-    .narrow = true,
+    .narrow = {Math::fast16},
     .terms = 768,
     .gradient_roundings = 3,  // pre (in the slope), dpre, dx
 });
@@ -88,7 +88,7 @@ const RegisterOp grouped_conv_op(OpSpec{
     },
     .cost = cost,
     .cuda = true,
-    .narrow = true,
+    .narrow = {Math::fast16},
     .terms = 768,
 });
 

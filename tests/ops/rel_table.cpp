@@ -12,6 +12,7 @@ const std::vector<int32_t>& buckets(const Case& c) {
   static std::vector<int32_t> list;
   const int64_t rows = c.dims[0], R = c.dims[2];
   list.clear();
+  CHECK(rows > 1, "rel_table: {} rows leave no bucket", rows);
   for (int64_t d = -R; d <= R; ++d) list.push_back(static_cast<int32_t>((d * d + R) % (rows - 1)));
   return list;
 }

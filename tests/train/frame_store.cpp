@@ -62,13 +62,13 @@ TEST_CASE("frame_store: a full disk costs what is not there yet, and no more") {
   Setup s;
   FrameStore store(Setup::all(3), {.disk = 1 << 20, .folder = s.folder.path()});
   store.put(s.ctx, 1, s.frames(1));
-  EXPECT(!store.disk_was_full());
+  EXPECT(store.disk_failed().empty());
   {
     const io::ScopedHook full(
         [](io::Op op, const std::string&) { return op == io::Op::write ? ENOSPC : 0; });
     store.put(s.ctx, 2, s.frames(2));
   }
-  EXPECT(store.disk_was_full());
+  EXPECT(store.disk_failed() == "No space left on device");
   EXPECT(!store.filled(2));
   EXPECT(!store.has_place(0));
   EXPECT(!store.has_place(2));

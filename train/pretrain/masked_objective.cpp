@@ -69,8 +69,8 @@ MaskedObjective::MaskedObjective(const RunConfig& config, const Encoder& encoder
                                  const Split& train, const Split& dev, size_t least,
                                  const FrameBudget& frames)
     : config_(config),
-      train_(config, encoder, train, least, frames),
-      dev_(config, encoder, dev, least, frames.part(4)),
+      train_(config, encoder, train, least, frames.part(0.8)),
+      dev_(config, encoder, dev, least, frames.part(0.2)),
       dev_batches_(BatchPlan(dev.samples(), {kDevBatch}, 0).groups()) {
   const Config& c = encoder.config;
   options_.rates = dropout_rates(config, c);

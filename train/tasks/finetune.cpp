@@ -47,8 +47,8 @@ FineTuneObjective::FineTuneObjective(const RunConfig& config, const FineTuneMode
       dev_split_(dev),
       train_loader_(train.manifest, decode_threads, kKeepAudio),
       dev_loader_(dev.manifest, decode_threads, kKeepAudio),
-      train_(model.encoder, train_loader_, train.samples(), frames),
-      dev_(model.encoder, dev_loader_, dev.samples(), frames.part(4)),
+      train_(model.encoder, train_loader_, train.samples(), frames.part(0.8)),
+      dev_(model.encoder, dev_loader_, dev.samples(), frames.part(0.2)),
       rates_(dropout_rates(config, model.encoder.config)),
       augment_(augment_of(config)) {}
 
