@@ -165,7 +165,7 @@ OpSpec biased() {
                 {.frames = {31, 65}, .dims = {3, 16, 200}},
                 {.frames = {}, .dims = {2, 8, 3}},
                 {.frames = {130, 9}, .dims = {2, 64, 20}, .training = true, .first_utterance = 4},
-                {.frames = {3, 200}, .dims = {2, 32, 80}},
+                {.frames = {3, 200}, .dims = {8, 8, 80}},
                 {.frames = {40, 65}, .dims = {2, 80, 7}, .training = true},
                 {.frames = {250, 250, 250, 250}, .dims = {12, 64, 800}, .bench = true},
                 {.frames = {500, 500}, .dims = {12, 64, 800}, .bench = true},
@@ -192,7 +192,8 @@ OpSpec biased() {
                       {gate, in[5]})};
   };
   // Gradients of the gate's weights are sums of slopes that all but cancel: over keys (delta knows
-  // y as rounded) and over frames; of the scale, one number a head.
+  // y as rounded) and over frames; of the scale, one number a head, so that with few heads all of
+  // them may be near zero at once.
   spec.gradient_roundings = 24;
   spec.gradient_products = 4;
   return spec;
