@@ -405,10 +405,11 @@ double Pass::alpha_of(const std::string& name, double alpha) const {
   return alpha;
 }
 
-// A tensor that a tuned model's file lacks is the base's: nobody changed it.
+// A tensor that a tuned model's file lacks is the base's: nobody changed it. One that was made from
+// others of its file is its own.
 const StoredTensor* Pass::tuned_tensor(const StoredModel& model, const std::string& name) const {
   const StoredTensor& tensor = model.tensors.at(name);
-  return tensor.file ? &tensor : &job_.base.tensors.at(name);
+  return tensor.file || tensor.made ? &tensor : &job_.base.tensors.at(name);
 }
 
 void Pass::add_item(const TensorSpec& spec) {

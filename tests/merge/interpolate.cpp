@@ -292,6 +292,22 @@ TEST_CASE("merge: pretrain.* is the base's, task.* only from --head-from") {
   EXPECT(refusal(std::move(without)).message.ends_with("tuned0.gguf: has no task head"));
 }
 
+TEST_CASE("merge: what was made from a tuned model's file is that model's, not the base's") {
+  const TinyModels m;
+  MergeJob job = job_of(m.base, {m.tuned[0]});
+  StoredTensor& norms = job.tuned[0].tensors.at("pos_conv.0.weight_g");
+  norms = {nullptr,
+           {},
+           norms.shape,
+           Dtype::f32,
+           std::make_shared<const std::vector<float>>(norms.count(), 3.0f)};
+  job.outputs = {{1, m.folder / "out.gguf"}};
+  interpolate(std::move(job));
+  const ModelFile out = open_model(m.folder / "out.gguf");
+  const Tensor merged = out.tensors.find("pos_conv.0.weight_g");
+  for (int64_t i = 0; i < merged.count(); ++i) EXPECT(merged.f32()[i] == 3.0f);
+}
+
 TEST_CASE("merge: patterns give tensors an alpha of their own, the last match counts") {
   const TinyModels m;
   MergeJob job = job_of(m.base, {m.tuned[0]});
