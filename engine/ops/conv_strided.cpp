@@ -324,7 +324,9 @@ struct PhaseWeight {
 
 void phase_gradient(const Conv& conv, const PreGradient& dpre, const PhaseWeight& weight,
                     const cpu::ThreadScratch& threads, int64_t copied, Grad dx) {
-  const auto [phase, panels, narrow] = weight;
+  const Phase& phase = weight.phase;
+  const float* panels = weight.panels;
+  const cpu::narrow::Panels& narrow = weight.narrow;
   const int64_t Cin = conv.Cin(), padded = whole_tiles(Cin), step = padded + cpu::kProductGap;
   const int64_t depth = phase.taps * dpre.padded, stride = conv.options.stride;
   const int64_t chunk =
