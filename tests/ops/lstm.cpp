@@ -94,6 +94,19 @@ const RegisterOp spec(OpSpec{
     .gradient_products = 2,
 });
 
+// y, and with dy = y the gradient of each input.
+std::vector<Array> results_of(Where where, const std::vector<Array>& in, const Case& c) {
+  OpRun run_on(/*poison=*/true, 0, 0, where);
+  Tape tape(run_on.ctx);
+  const std::vector<Var> placed = run_on.place(tape, in);
+  const Var y = run(tape, placed, c)[0];
+  tape.seed(y, y);
+  tape.backward();
+  std::vector<Array> results{OpRun::read(y)};
+  for (const Var& v : placed) results.push_back(OpRun::read(tape.gradient(v)));
+  return results;
+}
+
 }  // namespace
 
 TEST_CASE("lstm: more units than a tile of the device, as on the CPU") {
@@ -103,14 +116,8 @@ TEST_CASE("lstm: more units than a tile of the device, as on the CPU") {
   std::vector<std::vector<double>> first;
   for (const Where where : everywhere()) {
     if (where.compute() != Dtype::f32) continue;
-    OpRun run_on(/*poison=*/true, 0, 0, where);
-    Tape tape(run_on.ctx);
-    const std::vector<Var> placed = run_on.place(tape, in);
-    const Var y = run(tape, placed, c)[0];
-    tape.seed(y, y);
-    tape.backward();
-    std::vector<std::vector<double>> results{OpRun::read(y).data};
-    for (const Var& v : placed) results.push_back(OpRun::read(tape.gradient(v)).data);
+    std::vector<std::vector<double>> results;
+    for (const Array& result : results_of(where, in, c)) results.push_back(result.data);
     if (first.empty()) first = results;
     for (size_t i = 0; i < results.size(); ++i)
       EXPECT(std::ranges::equal(results[i], first[i], [](double a, double b) {
@@ -125,16 +132,8 @@ TEST_CASE("lstm: NaN of one utterance stays in it") {
     Fill fill(23);
     std::vector<Array> in = inputs(c, fill), spoilt = in;
     std::fill_n(spoilt[0].data.begin() + 4 * 8, 2 * 8, NAN);
-    const auto result = [&](const std::vector<Array>& inputs) {
-      OpRun run_on(/*poison=*/true, 0, 0, where);
-      Tape tape(run_on.ctx);
-      const std::vector<Var> placed = run_on.place(tape, inputs);
-      const Var y = run(tape, placed, c)[0];
-      tape.seed(y, y);
-      tape.backward();
-      return std::array{OpRun::read(y), OpRun::read(tape.gradient(placed[0]))};
-    };
-    const auto expected = result(in), got = result(spoilt);
+    const std::vector<Array> expected = results_of(where, in, c),
+                             got = results_of(where, spoilt, c);
     for (size_t i = 0; i < 2; ++i)
       for (int64_t t = 0; t < 13; ++t)
         for (int64_t j = 0; j < expected[i].shape.back(); ++j) {
