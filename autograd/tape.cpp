@@ -48,15 +48,14 @@ Var Tape::variable(Tensor value) {
 }
 
 void Tape::place(Var v) {
-  if (v.slot && !v.slot->to) v.slot->to = ctx.activation(v.value.shape, v.value.dtype);
+  if (v.slot && !v.slot->to) v.slot->to = ctx.like(ctx.acts, v.value);
 }
 
 Grad Tape::grad(Var v) {
   if (!v.slot) return {};
   if (!v.slot->to) {
     const bool inside = backward_block_ != kTopLevel && v.slot->block == backward_block_;
-    const auto [shape, dtype] = std::pair(v.value.shape, v.value.dtype);
-    v.slot->to = inside ? ctx.temporary(shape, dtype) : ctx.activation(shape, dtype);
+    v.slot->to = ctx.like(inside ? ctx.scratch : ctx.acts, v.value);
   }
   const bool add = v.slot->written;
   v.slot->written = true;
@@ -77,7 +76,7 @@ void Tape::backward() { walk(records_.size(), 0); }
 
 void Tape::clear() {
   records_.clear();
-  host_.rewind(0);
+  host_.rewind();
   blocks_ = 0;
 }
 
@@ -103,16 +102,12 @@ void Tape::move(char* to, const void* from, int64_t bytes) {
   ctx.gpu->copy(to, overlap ? between : from, bytes);
 }
 
-Var Tape::move_down(Var out, int64_t mark) {
-  const bool matrix = out.value.shape.rank() == 2;
-  const int64_t rows = matrix ? bucket_rows(out.value.shape[0]) : 1;
-  const int64_t count = matrix ? rows * out.value.shape[1] : out.value.count();
+Var Tape::move_down(Var out, Arena::Mark mark) {
   const Tensor from = out.value;
-  CHECK(from.dense(), "block: its output must be dense");
-  const int64_t bytes = bytes_of(from.dtype, count);
-  CHECK(from.data >= ctx.acts.base() + mark, "block: its output must be a value that it made");
-  move(ctx.acts.base() + mark, from.data, bytes);
-  out.value = Tensor(ctx.acts.keep(mark, bytes), from.shape, from.dtype, from.device);
+  CHECK(from.room && from.dense() && from.data >= ctx.acts.at(mark),
+        "block: its output must be a matrix that it made");
+  move(ctx.acts.at(mark), from.data, bytes_of(from.dtype, from.room * from.width()));
+  out.value = ctx.acts.keep(mark, from);
   place(out);
   return out;
 }

@@ -117,7 +117,7 @@ class Tape {
   void check_inputs(const char* name, std::span<const Var> inputs) const;
   Scope enter(const char* name, std::initializer_list<Var> inputs);
   void move(char* to, const void* from, int64_t bytes);  // downwards; may overlap
-  Var move_down(Var out, int64_t mark);
+  Var move_down(Var out, Arena::Mark mark);
   template <class B>
   static void rebuild(Tape& t, const Record& record);
   void walk(size_t from, size_t to);  // records [to, from), last first
@@ -156,7 +156,7 @@ std::array<Var, N> Tape::record(const char* name, std::array<Tensor, N> outs,
 template <class B>
 void Tape::rebuild(Tape& t, const Record& record) {
   const B body = *static_cast<B*>(record.closure);
-  const int64_t acts = t.ctx.acts.mark(), host = t.host_.mark();
+  const Arena::Mark acts = t.ctx.acts.mark(), host = t.host_.mark();
   const size_t begin = t.records_.size();
   const Scope outer = t.scope_;
   t.scope_ = {record.block, body.inputs};
@@ -178,7 +178,7 @@ Var Tape::block(const char* name, std::initializer_list<Var> inputs, bool recomp
   static_assert(std::is_empty_v<F>, "a body captures nothing: its state is passed by value");
   using B = Body<F, State...>;
   for (const Var& v : inputs) place(v);
-  const int64_t mark = ctx.acts.mark();
+  const Arena::Mark mark = ctx.acts.mark();
   const size_t first = records_.size();
   const bool drop = recompute && wanted(std::span(inputs.begin(), inputs.size())),
              was_recording = recording_;

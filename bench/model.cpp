@@ -134,7 +134,7 @@ class ModelBench {
     if (probes_) keep_states();
     open(/*dry=*/true);
     step();
-    planned_ = store_.bytes() + (kept_ ? kept_->mark() : 0) + memory_.peak();
+    planned_ = store_.bytes() + (kept_ ? kept_->used() : 0) + memory_.peak();
     if (!workload.gpu) planned_ += source_bytes_;
     open(/*dry=*/false);
   }
@@ -142,7 +142,7 @@ class ModelBench {
   // Everything that was queued is done when it returns. phases: not null, told of each end.
   void step(Phases* phases = nullptr) {
     phases_ = phases;
-    ctx().acts.rewind(0), ctx().scratch.rewind(0);
+    ctx().acts.rewind(), ctx().scratch.rewind();
     // As a trainer does it, unless a profile waits for each op.
     cuda::StepScope device_step(trains_ && !ctx().dry && !ctx().profile ? workload_.gpu : nullptr);
     if (trains_)

@@ -155,7 +155,7 @@ class CaseBench {
 
   // FLOPs and bytes from a profiled call; on a device also how many calls a region has.
   void warm_up(const OpsOptions& options) {
-    const int64_t inputs = run_.acts.mark();
+    const int64_t inputs = run_.acts.used();
     region();
     profile_.emplace(run_.ctx.gpu);
     run_.ctx.profile = &*profile_;
@@ -167,7 +167,7 @@ class CaseBench {
         std::clamp<int64_t>(options.rotated_bytes / std::max<int64_t>(inputs, 1) + 1, 1, 256);
     for (int64_t k = 1; k < copies; ++k) place(), place_gradients();
     const auto long_enough = static_cast<int64_t>(options.region_seconds / std::max(forward, 1e-7));
-    const int64_t room = (device_bytes_ - run_.acts.mark()) / call;
+    const int64_t room = (device_bytes_ - run_.acts.used()) / call;
     calls_ =
         std::clamp<int64_t>(std::max(copies, long_enough), 1, std::clamp<int64_t>(room, 1, 2048));
     region();

@@ -30,12 +30,17 @@ struct Context {
     return device == Device::cuda && math == Math::bf16 ? Dtype::bf16 : Dtype::f32;
   }
 
-  // An activation; with room for bucket_rows(shape[0]) rows if it is a matrix.
+  // An activation; with room for bucket_rows(shape[0]) rows if it is a matrix (arena.h).
   Tensor activation(Shape shape, Dtype dtype = Dtype::f32) {
     return acts.tensor(shape, dtype, dry);
   }
   Tensor temporary(Shape shape, Dtype dtype = Dtype::f32) {
     return scratch.tensor(shape, dtype, dry);
+  }
+  // Memory for the gradient of a value, say: with room if it has room.
+  Tensor like(Arena& arena, const Tensor& value) const {
+    return value.room ? arena.tensor(value.shape, value.dtype, dry)
+                      : arena.loose(value.shape, value.dtype);
   }
 };
 

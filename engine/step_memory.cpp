@@ -7,7 +7,7 @@
 namespace sft {
 
 void StepMemory::forget_peak() {
-  plan_acts_.rewind(0), plan_scratch_.rewind(0);
+  plan_acts_.rewind(), plan_scratch_.rewind();
   plan_acts_.forget_peak(), plan_scratch_.forget_peak();
 }
 
@@ -16,7 +16,7 @@ Context StepMemory::context(Prepared& prepared, Math math, bool dry) {
   CHECK(plan || committed_, "a step on a device without memory: commit() comes first");
   Arena& acts = plan ? plan_acts_ : committed_->acts;
   Arena& scratch = plan ? plan_scratch_ : committed_->scratch;
-  acts.rewind(0), scratch.rewind(0);
+  acts.rewind(), scratch.rewind();
   return {.device = gpu_ ? Device::cuda : Device::cpu,
           .acts = acts,
           .scratch = scratch,

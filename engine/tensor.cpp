@@ -93,6 +93,7 @@ Tensor Tensor::slice(int64_t first, int64_t count) const {
   view.data = static_cast<char*>(data) + bytes_of(dtype, first * step);
   view.shape = Shape(std::span<const int64_t>(dims.data(), shape.rank()));
   if (shape.rank() == 1) view.row_stride = count;
+  view.room = 0;
   return view;
 }
 

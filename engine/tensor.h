@@ -71,6 +71,7 @@ struct Tensor {
   void* data = nullptr;
   Shape shape;             // row-major; dense within a row (the last dimension)
   int64_t row_stride = 0;  // elements from row to row; > shape.back() for q inside qkv
+  int64_t room = 0;        // rows of a matrix of an arena, and of its columns; 0: only its own
   Dtype dtype = Dtype::f32;
   Device device = Device::cpu;
 

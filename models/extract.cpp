@@ -68,7 +68,7 @@ void Extractor::encode(Context& ctx, std::span<const std::span<const float>> wav
 
 // The states as f32 in host memory: where they are, or copied from the device.
 void Extractor::keep(const Context& ctx, const HiddenStates& hidden) {
-  host_.rewind(0);
+  host_.rewind();
   kept_.clear();
   for (int state : states_) kept_.push_back(on_host(ctx, hidden.states[state], host_));
 }

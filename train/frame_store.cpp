@@ -13,7 +13,7 @@ FrameStore::FrameStore(const std::vector<int64_t>& bytes, const FrameBudget& bud
   for (size_t row = 0; row < bytes.size(); ++row) {
     Place& place = places_[row];
     place.bytes = bytes[row];
-    if (memory_.mark() + bytes[row] <= budget.memory) {
+    if (memory_.used() + bytes[row] <= budget.memory) {
       place.where = Where::memory;
       place.memory = static_cast<char*>(memory_.take(bytes[row]));
     } else if (disk_bytes_ + bytes[row] <= budget.disk) {

@@ -40,7 +40,7 @@ class FrameStore {
   void will_need(uint32_t row) const;               // a hint
 
   // When all rows are there.
-  int64_t memory_bytes() const { return memory_.mark(); }
+  int64_t memory_bytes() const { return memory_.used(); }
   int64_t disk_bytes() const { return disk_bytes_; }
   const std::string& disk_failed() const { return disk_failed_; }  // why; empty: it did not
 

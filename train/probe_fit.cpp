@@ -56,7 +56,7 @@ class Probe {
 
   // False: no finite gradient, nothing changed.
   bool update(const ProbeSet& set, std::span<const uint32_t> batch, double lr) {
-    acts_.rewind(0), scratch_.rewind(0);
+    acts_.rewind(), scratch_.rewind();
     store_.forget_gradients();
     take(set, batch);
     const Var logits = forward(tape_, set, batch);
@@ -79,7 +79,7 @@ class Probe {
     for (size_t begin = 0; begin < count; begin += most) {
       batch.resize(std::min(most, count - begin));
       std::iota(batch.begin(), batch.end(), static_cast<uint32_t>(begin));
-      acts_.rewind(0), scratch_.rewind(0);
+      acts_.rewind(), scratch_.rewind();
       Tape tape(ctx_, /*recording=*/false);
       take(set, batch);
       const Tensor logits = forward(tape, set, batch);

@@ -102,7 +102,7 @@ void Trainer::activate(int64_t u) {
 
 void Trainer::dry_step(Step& dry, const Batch& all, const Batch& piece) {
   auto& [ctx, tape] = dry;
-  ctx.acts.rewind(0), ctx.scratch.rewind(0);
+  ctx.acts.rewind(), ctx.scratch.rewind();
   store_.forget_gradients();
   objective_.begin_update(ctx.rng, all);
   objective_.forward(tape, piece);
@@ -118,7 +118,7 @@ void Trainer::measure(MemoryPlan& plan) {
   Context& ctx = dry->ctx;
   for (size_t g = 0; g < groups().size(); ++g)
     for (const Batch& piece : pieces_[g]) dry_step(*dry, groups()[g], piece);
-  ctx.acts.rewind(0), ctx.scratch.rewind(0);
+  ctx.acts.rewind(), ctx.scratch.rewind();
   optimise(ctx, store_, rule(0), numbers_.slice(1, 1), numbers_.slice(0, 1));
   objective_.plan_evaluation(ctx);
   plan.activations = memory_.acts_peak(), plan.scratch = memory_.scratch_peak();
@@ -216,7 +216,7 @@ Trainer::Issued Trainer::issue(int64_t u) {
   zero(ctx, numbers_);
   for (int64_t k = 0; k < config_.train.accumulate; ++k)
     for (const Batch& piece : pieces_[group_of(u, k)]) {
-      ctx.acts.rewind(0), ctx.scratch.rewind(0);
+      ctx.acts.rewind(), ctx.scratch.rewind();
       objective_.forward(tape, piece);
       tape.backward();
       objective_.add_numbers(ctx, numbers_.slice(1, 1 + Objective::kDetails));
@@ -234,7 +234,7 @@ int64_t Trainer::evaluation_interval() const {
 
 void Trainer::evaluate(int64_t step) {
   Context& ctx = this->step().ctx;
-  ctx.acts.rewind(0), ctx.scratch.rewind(0);
+  ctx.acts.rewind(), ctx.scratch.rewind();
   const Scores scores = objective_.evaluate(ctx, run_.new_evaluation(step));
   std::string fields;
   for (const auto& [name, value] : scores.values)

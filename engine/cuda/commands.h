@@ -1,9 +1,10 @@
 // What a device is told to do, kept to be done later: the kernels, products, LSTM layers, fills and
 // copies of a step, in order, each with all that it needs.
 //
-// The structure of a list is everything but the values of kernels' parameters and where uploads
-// come from. Lists of one structure do the same work on the same memory: a graph made of one serves
-// the others once their parameters are put into it.
+// The structure of a list is what cannot be put into a graph afterwards: which kernels and products
+// there are, in which order, and all of a product. Kernels' parameters and grids can be, the memory
+// and the length of fills, copies and uploads, and LSTM layers are in no graph. So a graph made of
+// one list serves all of its structure.
 #pragma once
 
 #include <array>
@@ -19,9 +20,9 @@
 namespace sft::cuda {
 
 struct Kernel {
-  KernelCall call;    // without args
-  int64_t begin = 0;  // of its parameters, in bytes of the list
-  bool operator==(const Kernel& other) const {
+  KernelCall call;                              // without args
+  int64_t begin = 0;                            // of its parameters, in bytes of the list
+  bool operator==(const Kernel& other) const {  // but for the parameters
     return call.function == other.call.function && call.grid == other.call.grid &&
            call.block == other.call.block && call.shared_bytes == other.call.shared_bytes;
   }
@@ -47,7 +48,7 @@ struct Upload {
   void* to;
   const void* from;
   int64_t bytes;
-  bool operator==(const Upload& other) const { return to == other.to && bytes == other.bytes; }
+  bool operator==(const Upload&) const = default;
 };
 
 using Command = std::variant<Kernel, Gemm, Fill, Copy, Upload, LstmPass>;
@@ -67,11 +68,13 @@ class Commands {
   KernelCall call(const Kernel& kernel, Args& args) const;
 
   uint64_t structure() const;  // a hash
-  bool same_structure(const Commands& other) const { return list_ == other.list_; }
-  // Command i gets the values it has in a list of the same structure. Whether they are others.
+  bool same_structure(const Commands& other) const;
+  // Command i becomes what it is in a list of the same structure. Whether it was something else.
   bool take_values(const Commands& from, size_t i);
 
  private:
+  bool take(Kernel& ours, const Commands& from, const Kernel& theirs);
+
   std::vector<Command> list_;
   std::vector<std::byte> bytes_;  // parameters, each 16-aligned
 };

@@ -19,7 +19,8 @@ namespace sft::cuda {
 class Graph {
  public:
   virtual ~Graph() = default;
-  // Command i is from now on as in this list, whose structure is that of the graph.
+  // Command i is from now on as in this list, whose structure is the captured one's: a product is
+  // the same but for its padding, which is nothing to a library.
   virtual void patch(const Commands& commands, size_t i) = 0;
   virtual void launch() = 0;
 };
@@ -68,8 +69,8 @@ class Driver {
   virtual void forget_moments() = 0;
   virtual std::string kernel_name(const void* function) const = 0;
 
-  // A graph of these commands, all of which have run before. Nothing runs.
-  virtual std::unique_ptr<Graph> capture(const Commands& commands) = 0;
+  // A graph of commands [begin, end), all of which have run before; no LSTM layers. Nothing runs.
+  virtual std::unique_ptr<Graph> capture(const Commands& commands, size_t begin, size_t end) = 0;
 };
 
 void run(Driver& driver, const Commands& commands, size_t i);

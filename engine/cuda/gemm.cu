@@ -27,6 +27,14 @@ __global__ void to_bf16_kernel(const float* from, bf16* to, int count, bool alig
 
 constexpr uint32_t kCopy = fnv1a("bf16");
 
+// Of matrices with as many rows.
+int64_t rows_with_room(std::initializer_list<Tensor> matrices) {
+  const Tensor& first = *matrices.begin();
+  for (const Tensor& matrix : matrices)
+    if (matrix.room != first.room) return first.rows();
+  return first.room ? first.room : first.rows();
+}
+
 }  // namespace
 
 const void* some_kernel() { return reinterpret_cast<const void*>(to_bf16_kernel); }
@@ -50,8 +58,9 @@ Prepared::Form* bf16_copy(Prepared& prepared, const void* first) {
 }
 
 void matmul(Context& ctx, Tensor x, Tensor weight, Tensor y, const MatmulEnd& end) {
+  const int64_t rows = rows_with_room({x, y, end.residual ? end.residual : y});
   ctx.gpu->gemm({.transpose_b = true,
-                 .M = x.rows(),
+                 .M = rows,
                  .N = weight.shape[0],
                  .K = x.width(),
                  .A = x.data,
@@ -65,12 +74,14 @@ void matmul(Context& ctx, Tensor x, Tensor weight, Tensor y, const MatmulEnd& en
                  .bias = end.bias.data,
                  .C = y.data,
                  .ldc = y.row_stride,
-                 .out = y.dtype});
+                 .out = y.dtype,
+                 .padding = rows - x.rows()});
 }
 
 void matmul_dx(Context& ctx, Tensor dy, Tensor weight, Grad dx) {
   if (!dx) return;
-  ctx.gpu->gemm({.M = dy.rows(),
+  const int64_t rows = rows_with_room({dy, dx.to});
+  ctx.gpu->gemm({.M = rows,
                  .N = weight.width(),
                  .K = dy.width(),
                  .A = dy.data,
@@ -81,15 +92,17 @@ void matmul_dx(Context& ctx, Tensor dy, Tensor weight, Grad dx) {
                  .beta = dx.add ? 1.0f : 0.0f,
                  .C = dx.to.data,
                  .ldc = dx.to.row_stride,
-                 .out = dx.to.dtype});
+                 .out = dx.to.dtype,
+                 .padding = rows - dy.rows()});
 }
 
 void matmul_dweight(Context& ctx, Tensor dy, Tensor x, Grad dweight) {
   if (!dweight) return;
+  const int64_t terms = rows_with_room({dy, x});
   ctx.gpu->gemm({.transpose_a = true,
                  .M = dy.width(),
                  .N = x.width(),
-                 .K = dy.rows(),
+                 .K = terms,
                  .A = dy.data,
                  .lda = dy.row_stride,
                  .B = x.data,
@@ -98,7 +111,8 @@ void matmul_dweight(Context& ctx, Tensor dy, Tensor x, Grad dweight) {
                  .beta = dweight.add ? 1.0f : 0.0f,
                  .C = dweight.to.data,
                  .ldc = dweight.to.row_stride,
-                 .out = dweight.to.dtype});
+                 .out = dweight.to.dtype,
+                 .padding = terms - dy.rows()});
 }
 
 }  // namespace sft::cuda

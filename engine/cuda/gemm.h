@@ -4,6 +4,11 @@
 // copy of them, made once per version of the weight (derived). Parameters that were added together,
 // as those of a range that trains, have one copy, which Adam keeps current. Gradients of weights
 // are f32.
+//
+// Matrices that all have the same room (Tensor::room) are multiplied with all of it, so that their
+// shapes are few: an algorithm is chosen once for each, and graphs of steps serve many. What lies
+// behind the rows of activations is finite, whatever it is, and behind those of dy zero; so it
+// stays behind those of dx, and adds nothing to dweight.
 #pragma once
 
 #include "engine/context.h"

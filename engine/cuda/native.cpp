@@ -40,11 +40,28 @@ constexpr int64_t kWorkspace = 32 << 20;  // of a product; what cuBLASLt advises
 
 dim3 extent(const Extent& e) { return {e.x, e.y, e.z}; }
 
+// How much shared memory each kernel may use; grows as launches ask for more.
+class SharedMemory {
+ public:
+  void allow(const KernelCall& call) {
+    uint32_t& allowed = allowed_[call.function];
+    if (call.shared_bytes <= allowed) return;
+    if (call.shared_bytes > 48 << 10)
+      CUDA_CHECK(cudaFuncSetAttribute(call.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(call.shared_bytes)));
+    allowed = call.shared_bytes;
+  }
+
+ private:
+  std::unordered_map<const void*, uint32_t> allowed_;  // bytes
+};
+
 // Captured from a stream; its nodes are known by the order of the commands.
 class Captured final : public Graph {
  public:
-  Captured(cudaGraph_t graph, std::vector<cudaGraphNode_t> nodes)
-      : graph_(graph), nodes_(std::move(nodes)) {}
+  Captured(cudaGraph_t graph, size_t begin, std::vector<cudaGraphNode_t> nodes,
+           SharedMemory& shared)
+      : graph_(graph), begin_(begin), nodes_(std::move(nodes)), shared_(shared) {}
   ~Captured() override {
     cudaGraphExecDestroy(exec_);
     cudaGraphDestroy(graph_);
@@ -54,25 +71,54 @@ class Captured final : public Graph {
     stream_ = stream;
   }
   void patch(const Commands& commands, size_t i) override {
-    if (const auto* upload = std::get_if<Upload>(&commands[i])) {
-      CUDA_CHECK(cudaGraphExecMemcpyNodeSetParams1D(exec_, nodes_[i], upload->to, upload->from,
-                                                    upload->bytes, cudaMemcpyDefault));
-      return;
+    node_ = nodes_[i - begin_];
+    if (const auto* kernel = std::get_if<Kernel>(&commands[i])) {
+      Commands::Args args;
+      return patch(commands.call(*kernel, args));
     }
-    Commands::Args args;
-    const KernelCall call = commands.call(std::get<Kernel>(commands[i]), args);
-    const cudaKernelNodeParams params{.func = const_cast<void*>(call.function),
-                                      .gridDim = extent(call.grid),
-                                      .blockDim = extent(call.block),
-                                      .sharedMemBytes = call.shared_bytes,
-                                      .kernelParams = args.data()};
-    CUDA_CHECK(cudaGraphExecKernelNodeSetParams(exec_, nodes_[i], &params));
+    std::visit(
+        [&]<class C>(const C& command) {
+          if constexpr (std::is_same_v<C, Fill> || std::is_same_v<C, Copy> ||
+                        std::is_same_v<C, Upload>)
+            patch(command);
+        },
+        commands[i]);
   }
   void launch() override { CUDA_CHECK(cudaGraphLaunch(exec_, stream_)); }
 
  private:
+  void patch(const KernelCall& call) {
+    shared_.allow(call);
+    const cudaKernelNodeParams params{.func = const_cast<void*>(call.function),
+                                      .gridDim = extent(call.grid),
+                                      .blockDim = extent(call.block),
+                                      .sharedMemBytes = call.shared_bytes,
+                                      .kernelParams = const_cast<void**>(call.args)};
+    CUDA_CHECK(cudaGraphExecKernelNodeSetParams(exec_, node_, &params));
+  }
+  void patch(const Fill& fill) {
+    const cudaMemsetParams params{.dst = fill.to,
+                                  .pitch = 0,
+                                  .value = fill.byte,
+                                  .elementSize = 1,
+                                  .width = static_cast<size_t>(fill.bytes),
+                                  .height = 1};
+    CUDA_CHECK(cudaGraphExecMemsetNodeSetParams(exec_, node_, &params));
+  }
+  void patch(const Copy& copy) {
+    CUDA_CHECK(cudaGraphExecMemcpyNodeSetParams1D(exec_, node_, copy.to, copy.from, copy.bytes,
+                                                  cudaMemcpyDeviceToDevice));
+  }
+  void patch(const Upload& upload) {
+    CUDA_CHECK(cudaGraphExecMemcpyNodeSetParams1D(exec_, node_, upload.to, upload.from,
+                                                  upload.bytes, cudaMemcpyDefault));
+  }
+
   cudaGraph_t graph_;
+  size_t begin_;  // command of the first node
   std::vector<cudaGraphNode_t> nodes_;
+  SharedMemory& shared_;
+  cudaGraphNode_t node_ = nullptr;
   cudaGraphExec_t exec_ = nullptr;
   cudaStream_t stream_ = nullptr;
 };
@@ -155,12 +201,7 @@ class Native final : public Driver {
     const auto check = [&](cudaError_t error) {
       if (error != cudaSuccess) failed(error, fmt::format("launch at {}:{}", call.file, call.line));
     };
-    if (uint32_t& allowed = allowed_[call.function]; call.shared_bytes > allowed) {
-      if (call.shared_bytes > 48 << 10)
-        check(cudaFuncSetAttribute(call.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(call.shared_bytes)));
-      allowed = call.shared_bytes;
-    }
+    shared_.allow(call);
     check(cudaLaunchKernel(call.function, extent(call.grid), extent(call.block),
                            const_cast<void**>(call.args), call.shared_bytes, stream_));
     if (synchronous_) check(cudaStreamSynchronize(stream_));
@@ -186,16 +227,15 @@ class Native final : public Driver {
   void wait_for(int event) override { CUDA_CHECK(cudaEventSynchronize(events_[event])); }
   void wait() override { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
 
-  std::unique_ptr<Graph> capture(const Commands& commands) override {
+  std::unique_ptr<Graph> capture(const Commands& commands, size_t begin, size_t end) override {
     std::vector<cudaGraphNode_t> nodes;
     CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
     cudaGraph_t graph = nullptr;
     try {
-      for (size_t i = 0; i < commands.size(); ++i) {
+      for (size_t i = begin; i < end; ++i) {
         cuda::run(*this, commands, i);
-        const bool patched = std::holds_alternative<Kernel>(commands[i]) ||
-                             std::holds_alternative<Upload>(commands[i]);
-        nodes.push_back(patched ? newest_node() : nullptr);
+        // A product is as many nodes as its library likes.
+        nodes.push_back(std::holds_alternative<Gemm>(commands[i]) ? nullptr : newest_node());
       }
     } catch (...) {  // an error ends the capture as well
       cudaStreamEndCapture(stream_, &graph);
@@ -203,7 +243,7 @@ class Native final : public Driver {
       throw;
     }
     CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
-    auto captured = std::make_unique<Captured>(graph, std::move(nodes));
+    auto captured = std::make_unique<Captured>(graph, begin, std::move(nodes), shared_);
     captured->instantiate(stream_);
     return captured;
   }
@@ -277,7 +317,7 @@ class Native final : public Driver {
   size_t used_moments_ = 0;
   void* workspace_ = nullptr;
   std::array<cudaEvent_t, kEvents> events_{};
-  std::unordered_map<const void*, uint32_t> allowed_;  // bytes of shared memory, of each kernel
+  SharedMemory shared_;
   const bool synchronous_ = synchronous();
   mutable std::optional<CublasLt> blas_;  // opened for the first product
   std::optional<CudnnLstms> lstms_;       // ... for the first LSTM layer

@@ -334,19 +334,6 @@ void Runtime::flush() {
 
 bool Runtime::in_step() const { return steps_->open; }
 
-void Runtime::as_graph(const std::function<void()>& work) {
-  Steps& s = *steps_;
-  const StepScope dropped(this);  // once it has been done by hand
-  work();
-  if (!s.open) return;  // done by now: SFT_SYNC
-  s.send();
-  const std::unique_ptr<Graph> graph = driver_->capture(s.commands);
-  graph->launch();
-  driver_->wait();
-  s.lists.end_step();
-  s.mark(s.newest);
-}
-
 const StepCounts& Runtime::step_counts() const { return steps_->graphs.counts(); }
 
 }  // namespace sft::cuda

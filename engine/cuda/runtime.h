@@ -9,7 +9,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -38,6 +37,9 @@ struct Gemm {
   void* C = nullptr;
   int64_t ldc = 0;
   Dtype out = Dtype::f32;
+  // So many of the last rows of C are of no use, or of the last terms of its sums, where A is
+  // transposed, nothing: there A is zero and B finite.
+  int64_t padding = 0;
   bool operator==(const Gemm&) const = default;
 };
 
@@ -136,8 +138,6 @@ class Runtime {
   // step its graph.
   void flush();
   bool in_step() const;
-  // Outside of steps: does what `work` asks for as one captured graph, and waits for it.
-  void as_graph(const std::function<void()>& work);
   const StepCounts& step_counts() const;
 
   // Outside of steps: marks the moment when all that was asked for before is done, and seconds from

@@ -11,8 +11,7 @@ void StepGraphs::run(const Commands& commands, bool whole) {
   if (Kept* kept = find(structure, commands)) return replay(*kept, commands);
   Kept* kept = seen(structure) ? capture(structure, commands) : nullptr;
   if (!kept) return run_each(commands);
-  kept->graph->launch();
-  counts_.commands += static_cast<int64_t>(commands.size());
+  launch(*kept);
 }
 
 void StepGraphs::run_each(const Commands& commands) {
@@ -44,27 +43,41 @@ bool StepGraphs::seen(uint64_t structure) {
 
 void StepGraphs::replay(Kept& kept, const Commands& commands) {
   kept.used = counts_.steps;
-  for (size_t i = 0; i < commands.size(); ++i) {
-    if (!kept.commands.take_values(commands, i)) continue;
-    kept.graph->patch(commands, i);
-    ++counts_.patched;
+  for (const Piece& piece : kept.pieces) {
+    for (size_t i = piece.begin; i < std::min(piece.end + 1, commands.size()); ++i) {
+      if (!kept.commands.take_values(commands, i) || i == piece.end) continue;
+      piece.graph->patch(commands, i);
+      ++counts_.patched;
+    }
   }
-  kept.graph->launch();
+  launch(kept);
   ++counts_.replayed;
-  counts_.commands += static_cast<int64_t>(commands.size());
+}
+
+void StepGraphs::launch(const Kept& kept) {
+  for (const Piece& piece : kept.pieces) {
+    if (piece.graph) piece.graph->launch();
+    if (piece.end < kept.commands.size()) cuda::run(driver_, kept.commands, piece.end);
+  }
+  counts_.commands += static_cast<int64_t>(kept.commands.size());
 }
 
 // Null where the driver will not have it: the same work is then done command by command.
 StepGraphs::Kept* StepGraphs::capture(uint64_t structure, const Commands& commands) {
   make_room(commands.size());
+  Kept kept{structure, commands, {}, counts_.steps};
   try {
-    kept_.push_back({structure, commands, driver_.capture(commands), counts_.steps});
+    for (size_t begin = 0, i = 0; i <= commands.size(); ++i) {
+      if (i < commands.size() && !std::holds_alternative<LstmPass>(commands[i])) continue;
+      kept.pieces.push_back({begin, i, begin < i ? driver_.capture(commands, begin, i) : nullptr});
+      begin = i + 1;
+    }
   } catch (const Error& error) {
     counts_.refused = error.message;
     return nullptr;
   }
   ++counts_.captured;
-  return &kept_.back();
+  return &kept_.emplace_back(std::move(kept));
 }
 
 // For a graph of so many commands more; the one unused for longest goes first.

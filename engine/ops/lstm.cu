@@ -228,6 +228,10 @@ dim3 step_grid(int H, const Segments& segments, size_t directions) {
   return dim3(ceil_div(H, kUnits), ceil_div(segments.batch(), kUtterances), directions);
 }
 
+// A launch for each frame of the longest utterance, and some that find none: so many for all
+// lengths that have the same room, for the graphs of steps.
+int steps_of(const Segments& segments) { return static_cast<int>(bucket_rows(segments.longest())); }
+
 template <class T>
 Scan<T> make_scan(Context& ctx, std::span<const LstmWeights> directions, const Segments& segments,
                   const LstmOut& out, Tensor y) {
@@ -288,7 +292,7 @@ void backward(Context& ctx, Tensor dy, Tensor x, std::span<const LstmWeights> di
     scan.directions[d].dgates = matrix<T>(dgates[d]);
     scan.directions[d].dcells = ctx.temporary({segments.batch(), H}).f32();
   }
-  for (int step = segments.longest() - 1; step >= 0 && !ctx.dry; --step)
+  for (int step = steps_of(segments) - 1; step >= 0 && !ctx.dry; --step)
     launch(lstm_backward_kernel<T>, step_grid(scan.H, segments, D), dim3(kThreads),
            sizeof(BackwardShared), ctx.gpu->stream(), scan, step);
   for (int64_t d = 0; d < D; ++d)
@@ -308,7 +312,7 @@ void lstm_forward(Context& ctx, Tensor x, std::span<const LstmWeights> direction
     const Scan<T> scan = make_scan<T>(ctx, directions, segments, out, out.y);
     if (ctx.dry) return;
     for (size_t d = 0; d < D; ++d) matmul(ctx, x, w_ih[d], out.gates[d]);
-    for (int step = 0; step < segments.longest(); ++step)
+    for (int step = 0; step < steps_of(segments); ++step)
       launch(lstm_forward_kernel<T>, step_grid(scan.H, segments, D), dim3(kThreads),
              sizeof(ForwardShared), ctx.gpu->stream(), scan, step, rows_aligned(directions));
   });

@@ -114,10 +114,7 @@ void try_library(Runtime& gpu, const LstmShape& shape, LstmChoices::Choice& choi
     choice.library = true;
     trial.run();
     const Results theirs = trial.results();
-    if (ctx.dry)
-      trial.run();
-    else
-      gpu.as_graph([&] { trial.run(); });
+    trial.run();
     const Results again = trial.results();
     if (ctx.dry) return;
     for (size_t i = 0; i < ours.size(); ++i)

@@ -133,7 +133,7 @@ Tensor rel_gate_forward(Context& ctx, Tensor x, Tensor weight, Tensor bias, Tens
             bias.shape == Shape{2 * kRows},
         "rel_gate: weight is {}, bias {}, scale {}, x {}", weight.shape, bias.shape, scale.shape,
         x.shape);
-  const Tensor gate = ctx.activation({H, T});
+  const Tensor gate = ctx.acts.loose({H, T});
   ScratchScope scratch(ctx.scratch);
   float* sums = ctx.device == Device::cpu ? ctx.temporary({2 * C / H}).f32() : nullptr;
   if (ctx.dry) return gate;

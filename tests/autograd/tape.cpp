@@ -75,7 +75,7 @@ TEST_CASE("tape: where nothing is trainable nothing is recorded, and activations
   Net net(false);
   const Var first = net.params[0];
   EXPECT(!first.slot);
-  const int64_t before = net.run.acts.mark();
+  const int64_t before = net.run.acts.used();
   const Var out = net.tape.block(
       "layer", {net.x}, false,
       [](Tape& t, std::span<const Var> in, const Var* p) {
@@ -83,7 +83,7 @@ TEST_CASE("tape: where nothing is trainable nothing is recorded, and activations
       },
       net.params.data());
   EXPECT(net.tape.size() == 0);
-  EXPECT(net.run.acts.mark() - before == bytes_of(Dtype::f32, bucket_rows(5) * 8));
+  EXPECT(net.run.acts.used() - before == bytes_of(Dtype::f32, bucket_rows(5) * 8));
   EXPECT(std::isfinite(out.value.f32()[0]));
 }
 
@@ -113,7 +113,7 @@ TEST_CASE("tape: a block that uses a value it does not list is refused") {
 
 TEST_CASE("tape: the next step lies at the same addresses") {
   Net net;
-  const int64_t mark = net.run.acts.mark();
+  const Arena::Mark mark = net.run.acts.mark();
   const void* first = net.forward(false).value.data;
   net.tape.clear();
   net.run.acts.rewind(mark);

@@ -129,7 +129,7 @@ TEST_CASE("lstm library: first met inside a step, our own kernels compute") {
   EXPECT(rig.line() == kOurs + "(the layer was first met inside a step)");
 }
 
-TEST_CASE("lstm library: a step with utterances of the same lengths is replayed") {
+TEST_CASE("lstm library: steps around its layers are replayed, whatever the lengths") {
   if (skipped()) return;
   Rig rig;
   rig.line();
@@ -145,10 +145,8 @@ TEST_CASE("lstm library: a step with utterances of the same lengths is replayed"
   EXPECT(!replayed({3, 1}));
   EXPECT(!replayed({3, 1}));  // captured
   EXPECT(replayed({3, 1}));
-  EXPECT(!replayed({1, 3}));  // as many rows, as long
-  EXPECT(!replayed({1, 3}));
   EXPECT(replayed({1, 3}));
-  EXPECT(replayed({3, 1}));
+  EXPECT(replayed({2, 1}));
 }
 
 }  // namespace sft::cuda

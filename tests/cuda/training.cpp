@@ -50,6 +50,20 @@ TEST_CASE("trainer on cuda: replayed steps have the bits of steps done at once")
   EXPECT_MESSAGE(said.find("graphs: 2 captured, 2 of 8 steps replayed") != std::string::npos, said);
 }
 
+TEST_CASE("trainer on cuda: groups of about as many frames share graphs, with the same bits") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  const test::TinySpeech speech(6, 330);
+  for (const char* head : {"linear", "blstm"}) {
+    const TrainJob job =
+        speech.job(std::string("share-") + head,
+                   {"run.device=cuda", "train.steps=12", "train.head_only=0", "model.dropout=0.1",
+                    "head.dropout=0.1", "head.layers=1", std::string("head.kind=") + head});
+    const std::string said = same_bits_at_once(job, finetune, "step-00000012");
+    EXPECT_MESSAGE(said.find("graphs: 1 captured, 7 of 12 steps replayed") != std::string::npos,
+                   said);
+  }
+}
+
 TEST_CASE("trainer on cuda: a BLSTM head in queued steps, with the same bits") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
   const test::TinySpeech speech(4);

@@ -30,7 +30,7 @@ struct Setup {
   }
 
   std::vector<float> frames(FrontEnd& front_end, const std::vector<uint32_t>& rows) {
-    acts.rewind(0), scratch.rewind(0);
+    acts.rewind(), scratch.rewind();
     const Tensor out = front_end.frames(tape, rows);
     const std::vector<float> values(out.f32(), out.f32() + out.count());
     tape.clear();

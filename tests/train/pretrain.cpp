@@ -163,7 +163,7 @@ TEST_CASE("pretrain: hidden:N are the teacher's states, each utterance as if alo
       const int32_t utterance = 0;
       WavePack pack;
       pack.assign(file.config, {&length, 1}, {&utterance, 1});
-      acts.rewind(0);
+      acts.rewind();
       Tape tape(ctx, false);
       const Tensor wave = pack.wave(ctx);
       pack.place(ctx, wave, 0, samples);

@@ -78,7 +78,7 @@ class HiddenSource : public FeatureSource {
       utterances.push_back(static_cast<int32_t>(row));
     }
     loader.prefetch(rows);
-    acts_.rewind(0), scratch_.rewind(0);
+    acts_.rewind(), scratch_.rewind();
     Context ctx{.acts = acts_, .scratch = scratch_, .prepared = store_.prepared()};
     Tape tape(ctx, /*recording=*/false);
     pack_.assign(file_.config, lengths, utterances);
@@ -138,7 +138,7 @@ Labels label(FeatureSource& source, AudioLoader& loader, const Split& split, con
   Machine machine;
   Labels labels(samples.size());
   source.for_each(loader, samples, [&](uint32_t row, Tensor x) {
-    machine.acts.rewind(0), machine.scratch.rewind(0);
+    machine.acts.rewind(), machine.scratch.rewind();
     const int32_t* nearest_centroid = nearest(machine.ctx, x, centroids).label.as<int32_t>();
     const int64_t frames = encoder.frames(samples[row]);
     for (int64_t t = 0; t < frames; ++t)

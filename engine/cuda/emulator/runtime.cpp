@@ -2,6 +2,7 @@
 // copy of its commands.
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -44,16 +45,27 @@ void alive(const char* where) {
 
 class CopiedCommands final : public Graph {
  public:
-  CopiedCommands(Driver& driver, const Commands& commands) : driver_(driver), commands_(commands) {}
+  CopiedCommands(Driver& driver, const Commands& commands, size_t begin, size_t end)
+      : driver_(driver), commands_(commands), begin_(begin), end_(end) {}
   void patch(const Commands& commands, size_t i) override { commands_.take_values(commands, i); }
   void launch() override {
-    for (size_t i = 0; i < commands_.size(); ++i) cuda::run(driver_, commands_, i);
+    for (size_t i = begin_; i < end_; ++i) cuda::run(driver_, commands_, i);
   }
 
  private:
   Driver& driver_;
-  Commands commands_;
+  Commands commands_;  // of the whole step
+  size_t begin_, end_;
 };
+
+// Behind the rows of dy there is nothing, and behind those of x anything finite.
+void check_padding(const Gemm& g, const std::vector<float>& a, const std::vector<float>& b) {
+  if (!g.transpose_a) return;
+  for (int64_t i = (g.K - g.padding) * g.M; i < g.K * g.M; ++i)
+    if (a[i] != 0) fail(Kind::internal, "cuda: product: row {} behind dy is not zero", i / g.M);
+  for (int64_t i = (g.K - g.padding) * g.N; i < g.K * g.N; ++i)
+    if (!std::isfinite(b[i])) fail(Kind::internal, "cuda: product: row {} is not finite", i / g.N);
+}
 
 dim3 extent(const Extent& e) { return {e.x, e.y, e.z}; }
 
@@ -112,8 +124,8 @@ class Emulated final : public Driver {
   void mark(int event) override { marks_[event] = uploads_; }
   void wait_for(int event) override { done(marks_[event]); }
   void wait() override { alive("wait"), done(uploads_); }
-  std::unique_ptr<Graph> capture(const Commands& commands) override {
-    return std::make_unique<CopiedCommands>(*this, commands);
+  std::unique_ptr<Graph> capture(const Commands& commands, size_t begin, size_t end) override {
+    return std::make_unique<CopiedCommands>(*this, commands, begin, end);
   }
 
   int64_t moment() override {
@@ -133,6 +145,7 @@ class Emulated final : public Driver {
     const int64_t b_rows = g.transpose_b ? g.N : g.K, b_columns = g.transpose_b ? g.K : g.N;
     const std::vector<float> a = widened(g.A, g.in, a_rows, a_columns, g.lda);
     const std::vector<float> b = widened(g.B, g.in, b_rows, b_columns, g.ldb);
+    check_padding(g, a, b);
     std::vector<float> c(g.M * g.N);
     if (g.beta != 0) c = widened(g.from ? g.from : g.C, g.out, g.M, g.N, g.from ? g.ldfrom : g.ldc);
     cpu::sgemm(g.transpose_a, g.transpose_b, g.M, g.N, g.K, a.data(), a_columns, b.data(),
