@@ -270,6 +270,30 @@ TEST_CASE("cuda emulator: launches that a GPU refuses") {
   EXPECT(emulator::launches().launches == before + 1);
 }
 
+TEST_CASE("cuda emulator: what lies behind the rows of a product's sums") {
+  Runtime gpu(open_driver());
+  float dy[] = {1, 2, 0}, x[] = {3, 4, 5}, dweight = 0;
+  const auto product = [&] {
+    gpu.gemm({.transpose_a = true,
+              .M = 1,
+              .N = 1,
+              .K = 3,
+              .A = dy,
+              .lda = 1,
+              .B = x,
+              .ldb = 1,
+              .C = &dweight,
+              .ldc = 1,
+              .padding = 1});
+  };
+  product();
+  EXPECT(dweight == 11);
+  dy[2] = 1;
+  EXPECT(has(test::error_of(product).message, "row 2 behind dy is not zero"));
+  dy[2] = 0, x[2] = INFINITY;
+  EXPECT(has(test::error_of(product).message, "row 2 is not finite"));
+}
+
 namespace {
 
 void faults_above_zero(const float* x) {
