@@ -5,6 +5,19 @@
 #include "engine/transfer.h"
 
 namespace sft {
+namespace {
+
+// What slots are multiples of. A convolution with three taps and stride 2 makes its rows in pairs
+// (engine/ops/conv_strided.h): they begin at an even row, so that no bit depends on batch mates.
+int64_t slot_samples(const Config& config) {
+  int64_t later = 1;  // product of the strides behind a convolution
+  for (size_t i = config.conv_kernels.size(); i-- > 0; later *= config.conv_strides[i])
+    if (config.conv_kernels[i] == 3 && config.conv_strides[i] == 2 && later % 2 == 1)
+      return 2 * config.hop();
+  return config.hop();
+}
+
+}  // namespace
 
 void WavePack::assign(const Config& config, std::span<const int32_t> lengths,
                       std::span<const int32_t> utterances) {
@@ -13,7 +26,7 @@ void WavePack::assign(const Config& config, std::span<const int32_t> lengths,
           config.min_samples());
   log_mel_ = config.log_mel();
   stages_.resize(config.conv_kernels.size() + 1);
-  stages_[0].assign(lengths, static_cast<int32_t>(config.hop()));
+  stages_[0].assign(lengths, static_cast<int32_t>(slot_samples(config)));
   frame_starts_.assign(1, 0);
   frame_rows_.clear();
   if (log_mel_)

@@ -29,12 +29,13 @@ struct ConvTileSteps {
 // c [kRows, kVectors * lanes], rows c_step apart; first: c is written, not added to. Rows of a are
 // kRowStep apart, a constant so that they need one register. kAhead: steps by which b is fetched
 // into the L1 cache before its turn, where it comes from farther away; then each step fetches
-// kLater numbers of what a later tile reads into the L2 cache as well.
+// kLater numbers of what a later tile reads, and one of a row that is copied later, into the L2
+// cache as well.
 template <int kVectors, int kRowStep, int kRows = kConvTileRows<kVectors>, int kAhead = 0,
           int kLater = 0>
 HWY_INLINE void conv_tile(const float* HWY_RESTRICT a, const float* HWY_RESTRICT b,
                           const ConvTileSteps& steps, float* HWY_RESTRICT c, int64_t c_step,
-                          bool first, const float* later = nullptr) {
+                          bool first, const float* later = nullptr, const float* row = nullptr) {
   const Lanes d;
   const int64_t width = lanes();
   Vec sums[kRows][kVectors];
@@ -51,7 +52,10 @@ HWY_INLINE void conv_tile(const float* HWY_RESTRICT a, const float* HWY_RESTRICT
         right[v] = hn::LoadU(d, b + v * width);
         if (kAhead) __builtin_prefetch(b + kAhead * kVectors * width + v * width);
       }
-      if (kLater) __builtin_prefetch(later, 0, 2), later += kLater;
+      if (kLater) {
+        __builtin_prefetch(later, 0, 2), later += kLater;
+        __builtin_prefetch(row++, 0, 2);
+      }
 #pragma GCC unroll 32
       for (int r = 0; r < kRows; ++r) {
         const Vec value = set(left[r * kRowStep]);

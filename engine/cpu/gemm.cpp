@@ -87,7 +87,7 @@ void end_tile(const cpu::Piece& p, const float* sums, int64_t step, int64_t r, i
 void matmul_piece(const cpu::Piece& p) {
   const int64_t padded = (p.columns + kTileColumns - 1) / kTileColumns * kTileColumns;
   panel_product(
-      p.x, p.rows, p.panels, padded, p.copy, p.sums,
+      p.x, p.rows, {p.panels, padded, {p.panels, p.x.from(p.rows)}}, p.copy, p.sums,
       [&](const float* sums, int64_t step, int64_t r, int64_t count, int64_t c, int64_t n) {
         end_tile(p, sums, step, r, count, c, std::min(n, p.columns - c));
       });

@@ -42,36 +42,52 @@ inline void copy_chunk(const cpu::ProductRows& a, int64_t rows, int64_t first, i
   }
 }
 
-// Up to kProductRows rows times panels of two vectors each: `columns` whole panels, a.depth long.
-// copy: kProductCopy numbers. finish(sums, step, r, count, c, n) follows when the sums of rows
-// [r, r + count) and columns [c, c + n) are complete, while they are near. Unless sums.all, a.depth
-// is at most kProductDepth.
-template <class Finish>
-HWY_INLINE void panel_product(const cpu::ProductRows& a, int64_t rows, const float* panels,
-                              int64_t columns, float* copy, const cpu::ProductSums& sums,
-                              Finish&& finish) {
+inline void copy_chunk(const cpu::ProductDifferences& a, int64_t rows, int64_t first, int64_t depth,
+                       float* copy) {
+  copy_chunk(static_cast<const cpu::ProductRows&>(a), rows, first, depth, copy);
+  for (int64_t r = 0; r < rows; ++r, copy += cpu::kProductDepth + cpu::kProductGap) {
+    const float* from = a.data + r * a.step + first + a.less;
+    for_vectors(std::clamp<int64_t>(a.end - from, 0, depth), [&](int64_t i, int64_t n) {
+      store(hn::Sub(load(copy + i, n), load(from + i, n)), copy + i, n);
+    });
+  }
+}
+
+// Up to kProductRows rows, ProductRows or ProductDifferences, times panels of two vectors each,
+// a.depth long. copy: kProductCopy numbers. finish(sums, step, r, count, c, n) follows when the
+// sums of rows [r, r + count) and columns [c, c + n) are complete, while they are near. Unless
+// sums.all, a.depth is at most kProductDepth.
+template <class Rows, class Finish>
+HWY_INLINE void panel_product(const Rows& a, int64_t rows, const cpu::ProductPanels& panels,
+                              float* copy, const cpu::ProductSums& sums, Finish&& finish) {
   constexpr int kRowStep = cpu::kProductDepth + cpu::kProductGap;
   const int64_t width = 2 * lanes(), tile = kProductTile;
   const int64_t blocks = (a.depth + cpu::kProductDepth - 1) / cpu::kProductDepth;
   const int64_t most = (a.depth + blocks - 1) / blocks;  // equal blocks
   const auto panel = [&](int64_t column, int64_t k) {
-    return panels + column * a.depth + k * width;
+    return panels.data + column * a.depth + k * width;
   };
   for (int64_t k = 0; k < a.depth; k += most) {
     const int64_t depth = std::min(most, a.depth - k);
+    const bool ends = k + depth == a.depth;
+    const cpu::ProductRows& copied = ends ? panels.next.rows : a;
     copy_chunk(a, rows, k, depth, copy);
-    for (int64_t first = 0; first < columns; first += cpu::kProductColumns) {
-      const int64_t n = std::min(cpu::kProductColumns, columns - first);
-      const bool last = first + n == columns;
-      const float* next = last ? panel(0, (k + depth) % a.depth) : panel(first + n, k);
+    for (int64_t first = 0; first < panels.columns; first += cpu::kProductColumns) {
+      const int64_t n = std::min(cpu::kProductColumns, panels.columns - first);
+      const float* next = first + n < panels.columns ? panel(first + n, k)
+                          : ends                     ? panels.next.panels
+                                                     : panel(0, k + depth);
       for (int64_t r = 0; r < rows; r += tile) {
         float* to = sums.data + (sums.all ? r * sums.step + first : 0);
         const float* later = next + r / tile * depth * kProductLater;
-        for (int64_t c = 0; c < n; c += width)
+        for (int64_t c = 0; c < n; c += width) {
+          const int64_t row = r + std::min((first + c) / width, tile - 1);  // each has its turn
           conv_tile<2, kRowStep, kProductTile, 16, kProductLater>(
               copy + r * kRowStep, panel(first + c, k), {1, depth, 0, 1, width}, to + c, sums.step,
-              k == 0, later + c * a.depth);
-        if (k + depth == a.depth) finish(to, sums.step, r, std::min(tile, rows - r), first, n);
+              k == 0 && !sums.add, later + c * a.depth,
+              copied.data + row * copied.step + (ends ? 0 : k + depth));
+        }
+        if (ends) finish(to, sums.step, r, std::min(tile, rows - r), first, n);
       }
     }
   }

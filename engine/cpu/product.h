@@ -14,6 +14,13 @@ struct ProductRows {
   const float* data;
   const float* end;
   int64_t step, depth;
+
+  ProductRows from(int64_t row) const { return {data + row * step, end, step, depth}; }
+};
+
+// The same, less the numbers that lie `less` further on in memory.
+struct ProductDifferences : ProductRows {
+  int64_t less;
 };
 
 constexpr int64_t kProductRows = 126;   // of a chunk: whole tiles of 14 and of 6 rows
@@ -23,11 +30,24 @@ constexpr int64_t kProductGap = 16;
 constexpr int64_t kProductCopy = kProductRows * (kProductDepth + kProductGap);  // numbers
 constexpr int64_t kProductColumns = 64;  // whose panels stay in the L2 cache beside the next ones
 
+// What is multiplied next, of the same depth: it is fetched into the L2 cache meanwhile.
+struct ProductNext {
+  const float* panels;
+  ProductRows rows;
+};
+
+struct ProductPanels {
+  const float* data;
+  int64_t columns;  // of whole panels
+  ProductNext next;
+};
+
 // Numbers [kProductRows, step], or only those of the tile at hand, [rows of a tile, step].
 struct ProductSums {
   float* data;
   int64_t step;
   bool all;
+  bool add = false;  // to what is there
 };
 
 // How many of `rows` each thread works through at a time. No result depends on it.

@@ -28,13 +28,49 @@ struct Saved {
 HWY_BEFORE_NAMESPACE();
 namespace sft::HWY_NAMESPACE {
 
+// For panel_product: sums stay where they are.
+void kept(const float*, int64_t, int64_t, int64_t, int64_t, int64_t) {}
+
 int64_t strided_columns() { return 2 * lanes(); }
 
 // sums [kProductRows, step] of up to kProductRows rows of A times the panels of B.
 void strided_product(const cpu::ProductRows& a, int64_t rows, const float* panels, int64_t padded,
                      float* copy, float* sums, int64_t step) {
-  panel_product(a, rows, panels, padded, copy, {sums, step, true},
-                [](const float*, int64_t, int64_t, int64_t, int64_t, int64_t) {});
+  panel_product(a, rows, {panels, padded, {panels, a.from(rows)}}, copy, {sums, step, true}, kept);
+}
+
+// Pairs of rows of a convolution with three taps and stride 2, by five products of taps in place of
+// six: F(2,2) of Winograd (Arithmetic Complexity of Computations, 1980). A pair reads five rows of
+// x, e0 o0 e1 o1 e2; x: the first of them.
+//
+//   y0 = (w0 + w2) e1 + w0 (e0 - e1) + w1 o0
+//   y1 = (w0 + w2) e1 + w2 (e2 - e1) + w1 o1
+//
+// Neither y reads a row that it does not read in the convolution. For independent x and w of equal
+// size the squares of the terms add up to 5/3 of the convolution's, and rounding errors to 1.3
+// times; w0 + w2 and the differences are rounded once each, about one unit more of the sum.
+// panels: those of pair_panels; sums [2 kProductRows, step]: y0, y1, y0, ...
+void strided_pairs(const cpu::ProductRows& x, int64_t pairs, const float* panels, int64_t padded,
+                   float* copy, float* sums, int64_t step) {
+  const int64_t C = x.depth, panel = C * padded, two = 2 * step;
+  float *y0 = sums, *y1 = sums + step;
+  const auto row = [&](int64_t r) { return cpu::ProductRows{x.data + r * C, x.end, x.step, C}; };
+  const auto w = [&](int64_t tap, int64_t next_tap, int64_t next_row) {
+    return cpu::ProductPanels{
+        panels + tap * panel, padded, {panels + next_tap * panel, row(next_row)}};
+  };
+  const auto add = [&](const auto& rows, const cpu::ProductPanels& taps, float* y) {
+    panel_product(rows, pairs, taps, copy, {y, two, true, true}, kept);
+  };
+  panel_product(row(2), pairs, w(0, 1, 0), copy, {y0, two, true},
+                [&](const float* from, int64_t, int64_t r, int64_t count, int64_t c, int64_t n) {
+                  for (float* to = y1 + r * two + c; count-- > 0; from += two, to += two)
+                    std::memcpy(to, from, n * sizeof(float));
+                });
+  add(cpu::ProductDifferences{row(0), 2 * C}, w(1, 2, 4), y0);
+  add(cpu::ProductDifferences{row(4), -2 * C}, w(2, 3, 1), y1);
+  add(row(1), w(3, 3, 3), y0);
+  add(row(3), w(3, 0, 4 * pairs + 2), y1);
 }
 
 void strided_finish(float* sums, int64_t rows, int64_t step, int64_t C, const cpu::ConvRow& row,
@@ -81,6 +117,7 @@ using namespace strided;
 
 HWY_EXPORT(strided_columns);
 HWY_EXPORT(strided_product);
+HWY_EXPORT(strided_pairs);
 HWY_EXPORT(strided_finish);
 HWY_EXPORT(strided_unfinish);
 HWY_EXPORT(strided_outer);
@@ -100,6 +137,7 @@ struct Conv {
   int64_t Cout() const { return weight.shape[0]; }
   int64_t taps() const { return weight.shape[2]; }
   int64_t rows() const { return x.rows() / options.stride; }
+  bool in_pairs() const { return taps() == 3 && options.stride == 2; }
   int64_t start(int b) const { return slots.starts[b] / options.stride; }
   int32_t valid(int b) const {
     const auto K = static_cast<int32_t>(taps());
@@ -108,6 +146,10 @@ struct Conv {
   cpu::ProductRows windows(int64_t t) const {
     const int64_t step = options.stride * Cin();
     return {x.f32() + t * step, x.f32() + x.count(), step, taps() * Cin()};
+  }
+  // Pairs of output rows, the first of which is row t.
+  cpu::ProductRows pairs(int64_t t) const {
+    return {x.f32() + 2 * t * Cin(), x.f32() + x.count(), 4 * Cin(), Cin()};
   }
   cpu::ConvRow row() const {
     return {.shift = bias ? bias.f32() : nullptr,
@@ -134,8 +176,25 @@ void check(const Conv& c) {
           c.options.stride);
 }
 
-// [taps * Cin, Cout] in panels.
+// w0 + w2, w0, w2 and w1 of three taps, each [Cin, Cout] in panels.
+const float* pair_panels(Context& ctx, const Conv& conv) {
+  const int64_t Cin = conv.Cin(), panel = Cin * whole_tiles(conv.Cout());
+  const float* w = conv.weight.f32();
+  return derived(ctx, w, fnv1a("conv_strided.pairs"), 4 * panel, [=, C = conv.Cout()](float* out) {
+    const auto pack = [=](int64_t to, auto&& of) {
+      cpu::pack_panels(Cin, C, HWY_DYNAMIC_DISPATCH(strided_columns)(), out + to * panel,
+                       [=](int64_t i, int64_t o) { return of(w + (o * Cin + i) * 3); });
+    };
+    pack(0, [](const float* taps) { return taps[0] + taps[2]; });
+    pack(1, [](const float* taps) { return taps[0]; });
+    pack(2, [](const float* taps) { return taps[2]; });
+    pack(3, [](const float* taps) { return taps[1]; });
+  });
+}
+
+// [taps * Cin, Cout] in panels, or pair_panels.
 const float* forward_panels(Context& ctx, const Conv& conv) {
+  if (conv.in_pairs()) return pair_panels(ctx, conv);
   const int64_t Cin = conv.Cin(), K = conv.taps(), depth = K * Cin;
   const float* w = conv.weight.f32();
   const int64_t count = depth * whole_tiles(conv.Cout());
@@ -145,7 +204,7 @@ const float* forward_panels(Context& ctx, const Conv& conv) {
   });
 }
 
-// The same, 16 bits each, where the math mode has such products.
+// Of the whole depth, 16 bits each, where the math mode has such products.
 cpu::narrow::Panels forward_narrow(Context& ctx, const Conv& conv) {
   if (ctx.math == Math::exact) return {};
   const int64_t Cin = conv.Cin(), K = conv.taps(), C = conv.Cout(), depth = K * Cin;
@@ -169,6 +228,19 @@ void narrow_product(const cpu::ProductRows& a, int64_t rows, const cpu::narrow::
   for (int64_t c = 0; c < columns; c += n::kTileColumns)
     for (int64_t r = 0; r < rows; r += n::kTileRows)
       n::multiply(packed, r, panels, c, sums + r * step + c, step);
+}
+
+// sums [rows, whole tiles + gap] of rows [begin, end).
+void exact_product(const Conv& conv, int64_t begin, int64_t end, const float* panels, float* copy,
+                   float* sums) {
+  const int64_t padded = whole_tiles(conv.Cout()), step = padded + cpu::kProductGap;
+  if (conv.in_pairs()) {
+    HWY_DYNAMIC_DISPATCH(strided_pairs)
+    (conv.pairs(begin), (end - begin + 1) / 2, panels, padded, copy, sums, step);
+    return;
+  }
+  HWY_DYNAMIC_DISPATCH(strided_product)
+  (conv.windows(begin), end - begin, panels, padded, copy, sums, step);
 }
 
 void zero_rows_between(const Conv& conv, Tensor y) {
@@ -205,16 +277,17 @@ ConvStridedOut conv_strided_forward(Context& ctx, Tensor x, Tensor weight, Tenso
   const float* panels = narrow ? nullptr : forward_panels(ctx, conv);
   const int64_t step = padded + cpu::kProductGap, depth = conv.windows(0).depth;
   const int64_t copied = narrow ? cpu::narrow::chunk_floats(depth) : cpu::kProductCopy;
-  const cpu::ThreadScratch threads(ctx, copied + cpu::kProductRows * step);
+  const int64_t each = !narrow && conv.in_pairs() ? 2 : 1;  // rows at a time
+  const cpu::ThreadScratch threads(ctx, copied + each * cpu::kProductRows * step);
   if (ctx.dry) return out;
-  const int64_t chunk = narrow ? cpu::narrow::chunk(rows, depth) : cpu::product_chunk(rows);
+  const int64_t chunk = narrow ? cpu::narrow::chunk(rows, depth)
+                               : each * cpu::product_chunk((rows + each - 1) / each);
   cpu::parallel_for(rows, chunk, [&](int64_t begin, int64_t end) {
     float *copy = threads.mine(), *sums = copy + copied;
     if (narrow)
       narrow_product(conv.windows(begin), end - begin, narrow, padded, copy, sums, step);
     else
-      HWY_DYNAMIC_DISPATCH(strided_product)
-    (conv.windows(begin), end - begin, panels, padded, copy, sums, step);
+      exact_product(conv, begin, end, panels, copy, sums);
     HWY_DYNAMIC_DISPATCH(strided_finish)
     (sums, end - begin, step, C, conv.row(),
      {at(out.pre, begin), at(out.mean, begin), at(out.rstd, begin)}, out.y.row(begin));

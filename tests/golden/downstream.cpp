@@ -51,7 +51,7 @@ struct Downstream {
   }
 };
 
-void expect_logits(const std::string& file, const std::string& golden) {
+void expect_logits(const std::string& file, const std::string& golden, double allowed) {
   INFO(file);
   const test::GoldenFile values("s3prl-downstream.safetensors");
   Downstream downstream(file);
@@ -61,15 +61,16 @@ void expect_logits(const std::string& file, const std::string& golden) {
   std::vector<float> ours;
   for (int64_t r = 0; r < logits.rows(); ++r)
     ours.insert(ours.end(), logits.row(r), logits.row(r) + logits.width());
-  // both sides in f32; f32 alone is off by 1e-6 in such models
-  EXPECT(test::relative_error(ours.data(), expected.data(), std::ssize(ours)) < 1e-5);
+  EXPECT(test::relative_error(ours.data(), expected.data(), std::ssize(ours)) < allowed);
 }
 
 }  // namespace
 
 TEST_CASE("golden: s3prl's ASR and keyword heads compute what they do there") {
-  expect_logits("s3prl-asr.ckpt", "asr.logits");
-  expect_logits("s3prl-ks.ckpt", "ks.logits");
+  // Both sides in f32. A unit in the last place of a random half of the samples moves these logits
+  // of ASR by 2e-6 to 1.1e-5, and those of keywords by 1e-7.
+  expect_logits("s3prl-asr.ckpt", "asr.logits", 3e-5);
+  expect_logits("s3prl-ks.ckpt", "ks.logits", 1e-5);
 }
 
 TEST_CASE("golden: sft-transcribe runs a head that reads a weighted sum of states") {

@@ -39,6 +39,8 @@ TEST_CASE("extract: derived weights that are not kept give the same bits in less
   }
 }
 
+std::vector<float> floats_of(Tensor t) { return {t.f32(), t.f32() + t.count()}; }
+
 TensorMap widened(const TensorMap& tensors) {
   TensorMap wide;
   for (const auto& [name, t] : tensors.tensors) {
@@ -47,6 +49,20 @@ TensorMap widened(const TensorMap& tensors) {
     wide.add_owned(name, t.shape, std::move(values));
   }
   return wide;
+}
+
+TEST_CASE("extract: a last convolution in pairs of rows; packed, each has the bits it has alone") {
+  Config config = preset("hubert-tiny");
+  config.conv_kernels = {10, 3}, config.conv_strides = {5, 2};
+  config.conv_dims.resize(2);
+  ModelFile model{.config = config};
+  initialise_missing(model.tensors, backbone_tensors(config), 1);
+  Extractor extractor(model, {0});
+  const std::vector<float> a = tone(2005), b = tone(901);  // an odd number of hops of 10
+  extractor.run(std::vector<std::span<const float>>{a, b});
+  const std::vector<float> packed = floats_of(extractor.state(0, 1));
+  extractor.run(std::vector<std::span<const float>>{b});
+  EXPECT(packed == floats_of(extractor.state(0, 0)));
 }
 
 TEST_CASE("extract: a file of narrow types is computed as its wide values, in less memory") {
