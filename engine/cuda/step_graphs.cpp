@@ -42,6 +42,17 @@ bool StepGraphs::seen(uint64_t structure) {
 }
 
 void StepGraphs::replay(Kept& kept, const Commands& commands) {
+  try {
+    patch(kept, commands);
+  } catch (const Error& error) {
+    refused(error);
+    return run_each(commands);
+  }
+  launch(kept);
+  ++counts_.replayed;
+}
+
+void StepGraphs::patch(Kept& kept, const Commands& commands) {
   kept.used = counts_.steps;
   for (const Piece& piece : kept.pieces) {
     for (size_t i = piece.begin; i < std::min(piece.end + 1, commands.size()); ++i) {
@@ -50,8 +61,12 @@ void StepGraphs::replay(Kept& kept, const Commands& commands) {
       ++counts_.patched;
     }
   }
-  launch(kept);
-  ++counts_.replayed;
+}
+
+// The driver will not have it: the same work is done command by command from now on.
+void StepGraphs::refused(const Error& error) {
+  counts_.refused = error.message;
+  kept_.clear();
 }
 
 void StepGraphs::launch(const Kept& kept) {
@@ -62,7 +77,7 @@ void StepGraphs::launch(const Kept& kept) {
   counts_.commands += static_cast<int64_t>(kept.commands.size());
 }
 
-// Null where the driver will not have it: the same work is then done command by command.
+// Null where the driver will not have it.
 StepGraphs::Kept* StepGraphs::capture(uint64_t structure, const Commands& commands) {
   make_room(commands.size());
   Kept kept{structure, commands, {}, counts_.steps};
@@ -73,8 +88,7 @@ StepGraphs::Kept* StepGraphs::capture(uint64_t structure, const Commands& comman
       begin = i + 1;
     }
   } catch (const Error& error) {
-    counts_.refused = error.message;
-    return nullptr;
+    return refused(error), nullptr;
   }
   ++counts_.captured;
   return &kept_.emplace_back(std::move(kept));

@@ -49,7 +49,9 @@ class StepGraphs {
   bool seen(uint64_t structure);
   void replay(Kept& kept, const Commands& commands);
   Kept* capture(uint64_t structure, const Commands& commands);
+  void patch(Kept& kept, const Commands& commands);
   void launch(const Kept& kept);
+  void refused(const Error& error);
   void make_room(size_t commands);
 
   Driver& driver_;

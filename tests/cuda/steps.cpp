@@ -22,6 +22,22 @@ struct Watch {
   int64_t commands = 0, uploads = 0;  // run one by one
   int64_t sent = 0;                   // beside them
   bool refuse = false;                // to capture
+  bool refuse_values = false;         // to patch
+};
+
+class WatchedGraph final : public Graph {
+ public:
+  WatchedGraph(Watch& watch, std::unique_ptr<Graph> inner)
+      : watch_(watch), inner_(std::move(inner)) {}
+  void patch(const Commands& commands, size_t i) override {
+    if (watch_.refuse_values) fail(Kind::resource, "cuda: no other values");
+    inner_->patch(commands, i);
+  }
+  void launch() override { inner_->launch(); }
+
+ private:
+  Watch& watch_;
+  std::unique_ptr<Graph> inner_;
 };
 
 class Watched final : public Driver {
@@ -65,7 +81,7 @@ class Watched final : public Driver {
   void wait() override { inner_->wait(); }
   std::unique_ptr<Graph> capture(const Commands& commands, size_t begin, size_t end) override {
     if (watch_.refuse) fail(Kind::resource, "cuda: no graphs today");
-    return inner_->capture(commands, begin, end);
+    return std::make_unique<WatchedGraph>(watch_, inner_->capture(commands, begin, end));
   }
 
  private:
@@ -387,6 +403,19 @@ TEST_CASE("cuda steps: a device that makes no graphs runs every command all the 
   EXPECT(d.counts().text() ==
          "0 captured, 0 of 3 steps replayed; none since the device refused one: cuda: no graphs "
          "today");
+}
+
+TEST_CASE("cuda steps: a device whose graphs take no values runs every command from then on") {
+  if (skipped()) return;
+  Rig d;
+  for (float scale : {1.f, 2.f, 2.f, 3.f, 3.f}) {
+    d.watch.refuse_values = scale == 3;
+    d.step([&] { d.scale(scale); });
+    EXPECT(d.at(d.y, 1) == scale);
+  }
+  EXPECT(d.counts().text() ==
+         "1 captured, 1 of 5 steps replayed; none since the device refused one: cuda: no other "
+         "values");
 }
 
 TEST_CASE("cuda steps: lists go up once and together, and are found again by their contents") {
