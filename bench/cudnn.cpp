@@ -1,4 +1,5 @@
-// cuDNN's own calls, not its graphs: what they compute is fixed, so that little can be wrong here.
+// cuDNN's own calls where it has them, and its graph of one operation for attention, which it has
+// as nothing else.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -176,10 +177,155 @@ class Convolution final : public OnCudnn {
   cudnnConvolutionFwdAlgo_t algorithm_{};
 };
 
+// A descriptor of a graph, destroyed with its owner.
+class Node {
+ public:
+  explicit Node(cudnnBackendDescriptorType_t type) {
+    CUDNN_CHECK(cudnn().create_backend(type, &descriptor_));
+  }
+  ~Node() { cudnn().destroy_backend(descriptor_); }
+  Node(const Node&) = delete;
+
+  template <class T>
+  Node& set(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type,
+            const std::vector<T>& values) {
+    CUDNN_CHECK(cudnn().set_backend(descriptor_, name, type, std::ssize(values), values.data()));
+    return *this;
+  }
+  Node& set(cudnnBackendAttributeName_t name, const Node& to) {
+    return set(name, CUDNN_TYPE_BACKEND_DESCRIPTOR, std::vector{to.descriptor_});
+  }
+  Node& set(cudnnBackendAttributeName_t name, const std::vector<int64_t>& values) {
+    return set(name, CUDNN_TYPE_INT64, values);
+  }
+  Node& finish() {
+    CUDNN_CHECK(cudnn().finish_backend(descriptor_));
+    return *this;
+  }
+  cudnnBackendDescriptor_t get() const { return descriptor_; }
+
+ private:
+  cudnnBackendDescriptor_t descriptor_ = nullptr;
+};
+
+// Attention in 16 bits of utterances of one length, without bias and dropout; forward, without the
+// sums that a way back would want. Needs cuDNN 9.13.
+class Attention final : public OnCudnn {
+ public:
+  static bool has(const YardstickOf& of) {
+    const auto& frames = of.bench.frames;
+    return of.op.name == "attention" && of.compute == Dtype::bf16 && !of.bench.training &&
+           std::ranges::all_of(frames, [&](int64_t n) { return n == frames[0]; });
+  }
+  explicit Attention(const YardstickOf& of)
+      : OnCudnn(of.inputs[0].data, of.compute, of.rotated_bytes),
+        B_(of.bench.B()),
+        T_(of.bench.frames[0]),
+        H_(of.bench.dims[0]),
+        D_(of.bench.dims[1]),
+        scale_(1 / std::sqrt(static_cast<float>(D_))),
+        y_(bytes_of(of.compute, B_ * T_ * H_ * D_)) {
+    const Node &q = matrix(kQ, 3), &k = matrix(kK, 3), &v = matrix(kV, 3), &y = matrix(kY, 1);
+    Node& scale = node(CUDNN_BACKEND_TENSOR_DESCRIPTOR);
+    scale.set(CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, std::vector<char>{1});
+    tensor(scale, kScale, CUDNN_DATA_FLOAT, {1, 1, 1, 1}, {1, 1, 1, 1});
+    Node& attend = node(CUDNN_BACKEND_OPERATION_SDPA_FWD_DESCRIPTOR);
+    attend.set(CUDNN_ATTR_OPERATION_SDPA_FWD_QDESC, q)
+        .set(CUDNN_ATTR_OPERATION_SDPA_FWD_KDESC, k)
+        .set(CUDNN_ATTR_OPERATION_SDPA_FWD_VDESC, v)
+        .set(CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, y)
+        .set(CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, scale)
+        .finish();
+    Node& graph = node(CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
+    graph.set(CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, std::vector{handle_})
+        .set(CUDNN_ATTR_OPERATIONGRAPH_OPS, attend)
+        .finish();
+    plan(graph);
+  }
+
+  Array output() override {
+    call_once();
+    const int64_t rows = B_ * T_, C = H_ * D_;
+    return {.shape = {rows, C}, .data = y_.read(dtype_, rows * C)};
+  }
+
+ private:
+  enum Uid : int64_t { kQ = 1, kK, kV, kY, kScale };
+
+  static void tensor(Node& node, Uid uid, cudnnDataType_t type, const std::vector<int64_t>& dims,
+                     const std::vector<int64_t>& strides) {
+    node.set(CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, std::vector{type})
+        .set(CUDNN_ATTR_TENSOR_DIMENSIONS, dims)
+        .set(CUDNN_ATTR_TENSOR_STRIDES, strides)
+        .set(CUDNN_ATTR_TENSOR_UNIQUE_ID, {uid})
+        .set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, {16})
+        .finish();
+  }
+  // Lives as long as what refers to it.
+  Node& node(cudnnBackendDescriptorType_t type) {
+    return *nodes_.emplace_back(std::make_unique<Node>(type));
+  }
+  // [B, H, T, D], one of `beside` that lie side by side in each row.
+  const Node& matrix(Uid uid, int64_t beside) {
+    Node& made = node(CUDNN_BACKEND_TENSOR_DESCRIPTOR);
+    const int64_t row = beside * H_ * D_;
+    tensor(made, uid, cuda::cudnn_type(dtype_), {B_, H_, T_, D_}, {T_ * row, D_, row, 1});
+    return made;
+  }
+  // The first that it can do of the ways that it advises.
+  void plan(const Node& graph) {
+    Node& advice = node(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
+    advice.set(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph)
+        .set(CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, std::vector{CUDNN_HEUR_MODE_A})
+        .finish();
+    std::vector<const Node*> ways;
+    std::vector<cudnnBackendDescriptor_t> list;
+    for (int i = 0; i < 8; ++i) {
+      ways.push_back(&node(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR));
+      list.push_back(ways.back()->get());
+    }
+    int64_t count = 0;
+    CUDNN_CHECK(cudnn().get_backend(advice.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS,
+                                    CUDNN_TYPE_BACKEND_DESCRIPTOR, std::ssize(list), &count,
+                                    list.data()));
+    for (int64_t i = 0; i < std::min(count, std::ssize(list)) && !plan_; ++i) {
+      Node& plan = node(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
+      plan.set(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, std::vector{handle_})
+          .set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, *ways[i]);
+      if (cudnn().finish_backend(plan.get()) == CUDNN_STATUS_SUCCESS) plan_ = &plan;
+    }
+    if (!plan_) fail(Kind::resource, "cuDNN: no way to compute this attention");
+    int64_t bytes = 0;
+    CUDNN_CHECK(cudnn().get_backend(plan_->get(), CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE,
+                                    CUDNN_TYPE_INT64, 1, &count, &bytes));
+    work_ = std::make_unique<Memory>(bytes);
+  }
+  void call(const void* x) override {
+    char* qkv = static_cast<char*>(const_cast<void*>(x));
+    const int64_t part = bytes_of(dtype_, H_ * D_);
+    Node pack(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
+    pack.set(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, {kQ, kK, kV, kY, kScale})
+        .set(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR,
+             std::vector<void*>{qkv, qkv + part, qkv + 2 * part, y_.data(), &scale_})
+        .set(CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR,
+             std::vector<void*>{work_->data()})
+        .finish();
+    CUDNN_CHECK(cudnn().execute_backend(handle_, plan_->get(), pack.get()));
+  }
+
+  int64_t B_, T_, H_, D_;
+  float scale_;
+  Memory y_;
+  std::unique_ptr<Memory> work_;
+  std::vector<std::unique_ptr<Node>> nodes_;
+  Node* plan_ = nullptr;
+};
+
 }  // namespace
 
 std::unique_ptr<Yardstick> cudnn_yardstick(const YardstickOf& what) {
   if (what.op.name == "conv_strided") return std::make_unique<Convolution>(what);
+  if (Attention::has(what)) return std::make_unique<Attention>(what);
   return nullptr;
 }
 

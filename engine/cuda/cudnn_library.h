@@ -57,7 +57,13 @@ struct Cudnn {
   X(rnn_memory_bytes, cudnnGetRNNTempSpaceSizes)            \
   X(rnn_forward, cudnnRNNForward)                           \
   X(rnn_backward_data, cudnnRNNBackwardData_v8)             \
-  X(rnn_backward_weights, cudnnRNNBackwardWeights_v8)
+  X(rnn_backward_weights, cudnnRNNBackwardWeights_v8)       \
+  X(create_backend, cudnnBackendCreateDescriptor)           \
+  X(destroy_backend, cudnnBackendDestroyDescriptor)         \
+  X(set_backend, cudnnBackendSetAttribute)                  \
+  X(get_backend, cudnnBackendGetAttribute)                  \
+  X(finish_backend, cudnnBackendFinalize)                   \
+  X(execute_backend, cudnnBackendExecute)
 #define SFT_DECLARE(member, function) decltype(&function) member;
   SFT_CUDNN(SFT_DECLARE)
 #undef SFT_DECLARE
