@@ -2,7 +2,7 @@
 //
 // Which of the two computes is found out once for each Runtime and shape, before the first layer of
 // that shape runs: a small batch with awkward lengths goes forward and back through both, through
-// the library a second time as a captured graph. The library computes if all its numbers are as
+// the library a second time. The library computes if all its numbers are as
 // near to ours as the type allows and the second time has the same bits. There is none, an error,
 // other numbers, other bits, SFT_CUDNN=off in the environment, or first met inside a step: our own
 // kernels do. A run that goes on keeps to what it recorded (gemm.txt).
