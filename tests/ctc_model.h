@@ -73,6 +73,7 @@ struct CtcModel {
       starts.push_back(static_cast<int32_t>(labels.size()));
       weights.push_back(1.0f / (B * static_cast<float>(std::max<size_t>(1, own.size()))));
     }
+    store.forget_gradients();
     Tape tape(ctx);
     WavePack pack;
     const Var last = states(tape, pack, batch.waves, {.recompute = recompute}).last();

@@ -101,6 +101,12 @@ void check_states(Where where) {
   }
 }
 
+// Every key's score gets the same; a group norm takes away what is added before it.
+bool zero_in_theory(const std::string& parameter, const Config& config) {
+  return parameter.ends_with("attn.k.bias") ||
+         (parameter == "conv.0.bias" && config.conv_norm == "group");
+}
+
 void check_gradients(Where where) {
   const bool rounded = where.math != Math::exact;
   for (const char* name : kModels)
@@ -127,31 +133,30 @@ void check_gradients(Where where) {
         }
         const std::vector<float> expected = golden.values.values("grad." + named.name);
         // Zero in theory, so compared with the scale of its neighbours.
-        const bool zero = named.name.ends_with("attn.k.bias") || named.name == "conv.0.bias";
+        const bool zero = zero_in_theory(named.name, golden.model.encoder.config);
         if (rounded && !zero) {
-          // 1 - cosine to the true gradient is at most twice that of PyTorch's autocast, or 1e-3:
-          // our residuals are bf16, autocast's f32, and these models make more of it than those
-          // of real width, which are held to 5e-4 (tests/models/real_width.cpp).
+          // Of one batch 1 - cosine to the true gradient is at most 2.5 times that of PyTorch's
+          // autocast, or 1e-3. 414 of 643 tensors are within 5e-4, of autocast's 348; the worst
+          // are 1.6e-2 and 2.8e-2. Few numbers of a CTC loss move all gradients of a model
+          // together, and whose rounding is the luckier one differs from batch to batch: here
+          // autocast's in WavLM and in part of data2vec, ours over several (the test below).
           const double theirs = golden.values.values("autocast.grad." + named.name)[0];
           const double off = 1 - test::cosine(ours, expected.data(), named.value.count());
-          // Of WavLM's tensors autocast's is half of what it is of HuBERT's (medians 5e-4 and
-          // 1.5e-3), ours is the same (1e-3); gates sum slopes over keys and frames, which cancel.
-          // data2vec's positions pass ten roundings to bf16 that autocast leaves in f32.
-          const bool coarser =
+          const bool unlucky =
               std::string(name).starts_with("wavlm") || std::string(name) == "data2vec";
-          const double least = coarser ? 5e-3 : 1e-3;
+          const double least = unlucky ? 5e-3 : 1e-3;
           const double allowed =
-              where.math == Math::fast16 ? 5e-4 : std::max(2 * (1 - theirs), least);
+              where.math == Math::fast16 ? 5e-4 : std::max(2.5 * (1 - theirs), least);
           EXPECT_MESSAGE(off <= allowed,
                          fmt::format("{} grad {}: cosine 1 - {:.2g}, autocast's 1 - {:.2g}", name,
                                      named.name, off, 1 - theirs));
         }
         if (rounded) continue;
         double error = 0;
-        if (zero && golden.model.encoder.config.conv_norm == "group") {
+        if (zero) {
           for (size_t i = 0; i < expected.size(); ++i)
             error = std::max(error, std::abs(static_cast<double>(ours[i]) - expected[i]));
-        } else if (!zero) {
+        } else {
           error = test::relative_error(ours, expected.data(), named.value.count());
         }
         EXPECT_MESSAGE(error < (zero ? 1e-6 : 1e-3),
@@ -161,6 +166,59 @@ void check_gradients(Where where) {
 }
 
 }  // namespace
+
+namespace {
+
+// Batch b of tests/golden/make/gradient_batches.py.
+constexpr int kBatches = 8;
+test::CtcUtterances batch_of(uint32_t b) {
+  return {{test::golden_signal(100 + 2 * b, 8000), test::golden_signal(101 + 2 * b, 4000)},
+          {{4, 1, 1, 9, 2, 5}, {8, 2, 2}}};
+}
+
+// The geometric mean over the batches of 1 - cosine of a rounded gradient to the exact one, by
+// parameter.
+std::map<std::string, double> distances(const char* name, Where where) {
+  std::map<std::string, double> logs;
+  Golden exact(name, true, {}), rounded(name, true, where);
+  for (uint32_t b = 0; b < kBatches; ++b) {
+    exact.backward(batch_of(b)), rounded.backward(batch_of(b));
+    const Tensor truth = exact.gradients(), ours = rounded.gradients();
+    for (size_t i = 0; i < exact.store.named().size(); ++i) {
+      const ParamStore::Named &a = exact.store.named()[i], &r = rounded.store.named()[i];
+      if (zero_in_theory(a.name, exact.model.encoder.config) || !exact.values.has("grad." + a.name))
+        continue;
+      const double cosine =
+          test::cosine(rounded.gradient_of(r, ours), exact.gradient_of(a, truth), a.value.count());
+      logs[a.name] += std::log(std::max(1 - cosine, 1e-12)) / kBatches;
+    }
+  }
+  for (auto& [parameter, value] : logs) value = std::exp(value);
+  return logs;
+}
+
+}  // namespace
+
+// Of 556 tensors 343 are within 5e-4, of autocast's 279; the worst are 8.4e-3 and 9.9e-3. Over all
+// tensors of a model ours are 0.27 to 0.88 of autocast's. Ten are farther off than 5e-4 and
+// autocast's, 1.4 times at most (a gate's scale in wavlm-layer).
+TEST_CASE("golden: gradients on cuda in bf16 are nearer than autocast's, over eight batches") {
+  if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
+  const GoldenFile autocast("gradient-batches.safetensors");
+  for (const char* name : kModels) {
+    if (!autocast.has(fmt::format("{}.task.out.weight", name))) continue;  // s3prl's models
+    const std::map<std::string, double> ours = distances(name, {Device::cuda, Math::bf16});
+    double ratio = 0;
+    for (const auto& [parameter, off] : ours) {
+      const double theirs = autocast.values(fmt::format("{}.{}", name, parameter))[0];
+      EXPECT_MESSAGE(off <= std::max(2 * theirs, 5e-4),
+                     fmt::format("{} grad {}: 1 - {:.2g}, autocast's 1 - {:.2g}", name, parameter,
+                                 off, theirs));
+      ratio += std::log(off / theirs) / static_cast<double>(ours.size());
+    }
+    EXPECT_MESSAGE(std::exp(ratio) <= 1, fmt::format("{}: {:.2g}", name, std::exp(ratio)));
+  }
+}
 
 TEST_CASE("golden: hidden states equal transformers', alone and packed") { check_states({}); }
 TEST_CASE("golden: hidden states by products of 16 bits on the CPU") {
