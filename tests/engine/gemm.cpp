@@ -90,10 +90,10 @@ TEST_CASE("gemm: a product that adds to what is there") {
 
 TEST_CASE("gemm: sums in several parts, more columns than a piece has") {
   Made m;
-  const Tensor x = m.matrix(130, 800, 800), weight = m.matrix(790, 800, 800);
+  const Tensor x = m.matrix(130, 1100, 1100), weight = m.matrix(790, 1100, 1100);
   const Tensor y = m.run.ctx.activation({130, 790});
   cpu::matmul(x, cpu::pack_weight(m.run.ctx, weight), y);
-  EXPECT(worst({x, weight, {}, {}}, y) <= allowed(800));
+  EXPECT(worst({x, weight, {}, {}}, y) <= allowed(1100));
 }
 
 TEST_CASE("gemm: a row has the same bits for every number of rows") {
@@ -132,7 +132,7 @@ TEST_CASE("gemm: packed once for a parameter, again when it changed") {
 // Blocks of columns are the size of a cache: of 4000 columns there are several.
 TEST_CASE("gemm: a weight in a narrow type is its wide one, to the last bit") {
   for (const Dtype dtype : {Dtype::f16, Dtype::bf16, Dtype::q8_0})
-    for (const auto& [N, K] : {std::pair{70, 64}, {4000, 800}}) {
+    for (const auto& [N, K] : {std::pair{70, 64}, {4000, 1056}}) {
       Made m;
       const Tensor x = m.matrix(9, K, K), weight = m.matrix(N, K, K);
       const Tensor bias = m.matrix(1, N, N).reshaped({N}), residual = m.matrix(9, N, N + 3);
