@@ -198,13 +198,17 @@ class Native final : public Driver {
   void release_pinned(void* memory) noexcept override { cudaFreeHost(memory); }
 
   void run(const KernelCall& call) override {
-    const auto check = [&](cudaError_t error) {
-      if (error != cudaSuccess) failed(error, fmt::format("launch at {}:{}", call.file, call.line));
+    // Asked for before the kernel can take the device with it.
+    const std::string name = synchronous_ ? kernel_name(call.function) : "kernel";
+    const auto where = [&] {
+      return fmt::format("{} launched at {}:{}", name, call.file, call.line);
     };
     shared_.allow(call);
-    check(cudaLaunchKernel(call.function, extent(call.grid), extent(call.block),
-                           const_cast<void**>(call.args), call.shared_bytes, stream_));
-    if (synchronous_) check(cudaStreamSynchronize(stream_));
+    const cudaError_t error =
+        cudaLaunchKernel(call.function, extent(call.grid), extent(call.block),
+                         const_cast<void**>(call.args), call.shared_bytes, stream_);
+    if (error != cudaSuccess) failed(error, where());
+    if (synchronous_) finish(where());
   }
   void run(const Fill& f) override { CUDA_CHECK(cudaMemsetAsync(f.to, f.byte, f.bytes, stream_)); }
   void run(const Copy& c) override {
@@ -251,8 +255,12 @@ class Native final : public Driver {
   void run(const Gemm& g) override {
     if (g.K == 0) return sum_of_nothing(g);
     blas().gemm(g, stream_);
+    if (synchronous_) finish(fmt::format("product of {} x {} x {}", g.M, g.N, g.K));
   }
-  void run(const LstmPass& pass) override { lstms().run(pass); }
+  void run(const LstmPass& pass) override {
+    lstms().run(pass);
+    if (synchronous_) finish("LSTM layer of the library");
+  }
   std::string lstm_library() override { return lstms().name(); }
   std::shared_ptr<const LstmPlan> lstm_plan(const LstmShape& shape,
                                             std::span<const int32_t> starts) override {
@@ -290,6 +298,10 @@ class Native final : public Driver {
   CudnnLstms& lstms() {
     if (!lstms_) lstms_.emplace(stream_);
     return *lstms_;
+  }
+  void finish(std::string_view what) {
+    if (const cudaError_t error = cudaStreamSynchronize(stream_); error != cudaSuccess)
+      failed(error, what);
   }
   // The stream is a chain: its newest node is what the next one would wait for. (Without `edges`
   // the query fails behind kernels that the library lets overlap.)

@@ -1,6 +1,7 @@
-// 16-bit arithmetic at the widths of released models, at their initial values: gradients keep their
-// direction, tensor by tensor. (The tiny golden models are drawn far from initial values, and their
-// sharp attention makes much more of a rounding, in PyTorch as well.)
+// 16-bit arithmetic at the widths of released models, at their initial values: hidden states stay
+// near, gradients keep their direction, tensor by tensor. (The tiny golden models are drawn far
+// from initial values, and their sharp attention makes much more of a rounding, in PyTorch as
+// well.)
 #include "engine/cpu/narrow.h"
 #include "models/initialise.h"
 #include "tests/ctc_model.h"
@@ -42,13 +43,34 @@ double norm(const float* values, int64_t count) {
   return std::sqrt(sum);
 }
 
+// A model in f32 on the CPU, and in 16 bits.
+struct Pair {
+  TensorMap tensors;
+  test::CtcModel exact, rounded;
+
+  Pair(const Config& config, Where where)
+      : tensors(initial(config)),
+        exact(config, kClasses, tensors, true, {}),
+        rounded(config, kClasses, tensors, true, where) {}
+};
+
+void check_states(Pair& models) {
+  Tape a(models.exact.ctx, false), b(models.rounded.ctx, false);
+  WavePack pack, same;
+  const HiddenStates expected = models.exact.states(a, pack, batch().waves);
+  const HiddenStates got = models.rounded.states(b, same, batch().waves);
+  for (int l = 0; l < got.count; ++l) {
+    const Tensor ours = on_host(models.rounded.ctx, got.states[l].value, models.rounded.host);
+    const double error =
+        test::relative_error(ours.f32(), expected.states[l].value.f32(), ours.count());
+    EXPECT_MESSAGE(error <= 1.5e-2, fmt::format("state {}: {:.3g}", l, error));
+  }
+}
+
 // Every tensor that a gradient reaches. That of a key's bias is zero in theory, since every key's
 // score gets the same: it is small beside that of the query's.
-void check(std::string_view model, const Config& config, Where where) {
-  const TensorMap tensors = initial(config);
-  constexpr int64_t kDeviceBytes = int64_t{1} << 28;
-  test::CtcModel exact(config, kClasses, tensors, true, {});
-  test::CtcModel rounded(config, kClasses, tensors, true, where, kDeviceBytes);
+void check_gradients(std::string_view model, Pair& models) {
+  test::CtcModel &exact = models.exact, &rounded = models.rounded;
   exact.backward(batch()), rounded.backward(batch());
   const Tensor truth = exact.gradients(), ours = rounded.gradients();
   double query_bias = 0;
@@ -83,15 +105,22 @@ const char* const kModels[] = {"unispeech-sat-large", "wav2vec2-large", "wavlm-b
 TEST_CASE("real width: gradients of CTC in 16 bits on the CPU have the direction of exact ones") {
   for (const Math math : {Math::fast16, Math::bf16}) {
     if (!cpu::narrow::available(math)) return test::skip("needs AVX-512 with VNNI and BF16");
-    for (const char* arch : {"hubert-base", "wavlm-base"})
-      check(arch, two_blocks(arch), {Device::cpu, math});
+    for (const char* model : {"hubert-base", "wavlm-base"}) {
+      Pair models(two_blocks(model), {Device::cpu, math});
+      check_gradients(model, models);
+    }
   }
 }
 TEST_CASE("real width: gradients of CTC in bf16 on cuda have the direction of exact ones") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  for (const char* model : kModels) check(model, two_blocks(model), {Device::cuda, Math::bf16});
+  for (const char* model : kModels) {
+    Pair models(two_blocks(model), {Device::cuda, Math::bf16});
+    check_gradients(model, models);
+  }
 }
 TEST_CASE("real width: HuBERT Base, whole, in bf16 on cuda") {
   if (const std::string why = no_gpu(); !why.empty()) return test::skip(why);
-  check("hubert-base", preset("hubert-base"), {Device::cuda, Math::bf16});
+  Pair models(preset("hubert-base"), {Device::cuda, Math::bf16});
+  check_states(models);
+  check_gradients("hubert-base", models);
 }
