@@ -27,15 +27,30 @@ namespace {
 constexpr int64_t kWorkspace = 32 << 20;  // of a product; what cuBLASLt advises for sm_90
 
 // A kernel that goes wrong takes everything on the device with it, and is noticed by a later call.
-[[noreturn]] void failed(cudaError_t error, std::string_view where) {
+void check_device(std::string_view where) {
   cudaGetLastError();
   // A call that does nothing, and may be made while a stream is captured.
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   cudaThreadExchangeStreamCaptureMode(&mode);
-  const bool lost = cudaFree(nullptr) != cudaSuccess;
+  const cudaError_t error = cudaFree(nullptr);
   cudaThreadExchangeStreamCaptureMode(&mode);
-  if (lost) device_lost(where, cudaGetErrorString(error));
+  if (error != cudaSuccess) device_lost(where, cudaGetErrorString(error));
+}
+
+[[noreturn]] void failed(cudaError_t error, std::string_view where) {
+  check_device(where);
   fail(Kind::resource, "cuda: {}: {}", where, cudaGetErrorString(error));
+}
+
+// A library says no more than that it failed, whatever became of the device.
+template <class Call>
+void by_library(Call call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    check_device(error.message);
+    throw;
+  }
 }
 
 dim3 extent(const Extent& e) { return {e.x, e.y, e.z}; }
@@ -254,11 +269,11 @@ class Native final : public Driver {
 
   void run(const Gemm& g) override {
     if (g.K == 0) return sum_of_nothing(g);
-    blas().gemm(g, stream_);
+    by_library([&] { blas().gemm(g, stream_); });
     if (synchronous_) finish(fmt::format("product of {} x {} x {}", g.M, g.N, g.K));
   }
   void run(const LstmPass& pass) override {
-    lstms().run(pass);
+    by_library([&] { lstms().run(pass); });
     if (synchronous_) finish("LSTM layer of the library");
   }
   std::string lstm_library() override { return lstms().name(); }

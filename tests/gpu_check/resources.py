@@ -78,7 +78,8 @@ def launched(tests):
         if address[:1] not in ('', ' '): symbols[int(address.split()[0], 16)] = name
     start = next(address for address, name in symbols.items() if name == 'main')
     with tempfile.TemporaryDirectory() as folder:
-        run = subprocess.run([tests, '-tc=*cuda*,adam*,grad_norm*', f'--launches={folder}/launches'], capture_output=True)
+        run = subprocess.run([tests, '-tc=*cuda*,adam*,grad_norm*,right_rows*', f'--launches={folder}/launches'],
+                             capture_output=True)
         if run.returncode: sys.exit(f'{tests}: {run.stdout.decode()}')
         lines = [[int(word) for word in line.split()] for line in open(f'{folder}/launches')]
     names = demangled([symbols[start + distance] for distance, _, _ in lines])

@@ -93,6 +93,7 @@ const OpSpec plain{
               {.frames = {127, 65}, .dims = {2, 8}},
               {.frames = {64, 128}, .dims = {1, 40}, .training = true},
               {.frames = {33, 70}, .dims = {2, 120}, .training = true},  // heads of XLS-R 2B
+              {.frames = {35, 9}, .dims = {1, 76}, .training = true},    // no chunks of 16 bytes
               {.frames = {66, 9}, .dims = {1, 128}, .training = true, .first_utterance = 2},
               {.frames = {250, 250, 250, 250}, .dims = {12, 64}, .bench = true},
               {.frames = {500, 500}, .dims = {12, 64}, .bench = true},
