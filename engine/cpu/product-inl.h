@@ -6,8 +6,8 @@
 // panels that follow. Every sum is made in the same order wherever its row and column lie.
 //
 // Reached by one core of an Intel Emerald Rapids, panels in huge pages, weights of twelve layers in
-// turn, other work beside: 92 % of its FMA peak at depths 768 and 1024 and 91 % at 3072 (84 and 83 %
-// with 256 columns and no fetching ahead into L2).
+// turn, other work beside: 92 % of its FMA peak at depths 768 and 1024 and 91 % at 3072 (84 and 83
+// % with 256 columns and no fetching ahead into L2).
 #if defined(SFT_PRODUCT_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef SFT_PRODUCT_INL_H
 #undef SFT_PRODUCT_INL_H

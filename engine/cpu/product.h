@@ -23,7 +23,7 @@ struct ProductDifferences : ProductRows {
   int64_t less;
 };
 
-constexpr int64_t kProductRows = 126;   // of a chunk: whole tiles of 14 and of 6 rows
+constexpr int64_t kProductRows = 126;    // of a chunk: whole tiles of 14 and of 6 rows
 constexpr int64_t kProductDepth = 1024;  // of the sum at a time
 // Between rows that were copied, or of sums: no two rows of a tile in the same set of the L1 cache.
 constexpr int64_t kProductGap = 16;
