@@ -40,8 +40,8 @@ double disagreement(const Array& ours, const Array& theirs);
 // What is put up with: products in f32 or TF32, or in bf16.
 double allowed_disagreement(Dtype compute);
 
-// cuDNN's convolutions and attention: cudnn.cpp, in programs with native CUDA kernels. Kind::resource if
-// the library is missing or fails.
+// cuDNN's convolutions and attention: cudnn.cpp, in programs with native CUDA kernels.
+// Kind::resource if the library is missing or fails.
 [[gnu::weak]] std::unique_ptr<Yardstick> cudnn_yardstick(const YardstickOf& what);
 
 }  // namespace sft

@@ -1,6 +1,6 @@
 // Loops over f64 values of a merge, compiled for each instruction set. Products and sums of what is
-// written are never contracted, so it has the same bits on every machine; sums of squares may differ
-// in their last bits.
+// written are never contracted, so it has the same bits on every machine; sums of squares may
+// differ in their last bits.
 #pragma once
 
 #include <cstdint>

@@ -14,8 +14,8 @@ struct Bf16 {  // the bits of cuda::bf16
 void launch_row_sums(void* stream, const float* x, int rows, int count, int threads, double* out);
 
 // One warp; out[i * 32 + lane] for i = shfl of lane 3, up 1, down 2, xor 5 (in halves of 16 lanes),
-// ballot of odd lanes, any of lane > 40, all of lane < 40, the sum of lanes < 8 by a masked shuffle,
-// then integer add, min, max, and, or, and the match of lane % 4.
+// ballot of odd lanes, any of lane > 40, all of lane < 40, the sum of lanes < 8 by a masked
+// shuffle, then integer add, min, max, and, or, and the match of lane % 4.
 void launch_shuffles(void* stream, uint32_t* out);
 
 // __syncthreads_count, _or, _and of x[thread] != 0 -> out[thread * 3 ...]

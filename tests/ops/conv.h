@@ -24,8 +24,7 @@ Array naive_conv(const Array& x, const Array& weight, const Array* bias, int32_t
 
 // The output of an op and its gradients for this dy on a device against those on the CPU: the
 // largest |difference| / (|value| + rms of all values), forward, then per input.
-std::vector<double> distances_from_cpu(Math math, std::span<const Array> inputs,
-                                       const Array& dy,
+std::vector<double> distances_from_cpu(Math math, std::span<const Array> inputs, const Array& dy,
                                        const std::function<Var(Tape&, std::span<const Var>)>& op);
 
 }  // namespace sft
